@@ -1,0 +1,65 @@
+Code.require_file("native/compiler.exs", __DIR__)
+
+defmodule BeamDeploy.MixProject do
+  use Mix.Project
+
+  @version "0.1.0"
+  @source_url "https://github.com/beam-deploy/beam_deploy"
+
+  def project do
+    [
+      app: :beam_deploy,
+      version: @version,
+      elixir: "~> 1.14",
+      compilers: [:beam_deploy_native] ++ Mix.compilers(),
+      elixirc_paths: elixirc_paths(Mix.env()),
+      start_permanent: Mix.env() == :prod,
+      deps: deps(),
+      description: "Zero-downtime deploys on a single host: blue-green swaps and hot upgrades.",
+      package: package(),
+      source_url: @source_url,
+      docs: docs()
+    ]
+  end
+
+  def application do
+    [extra_applications: [:logger, :crypto]]
+  end
+
+  defp elixirc_paths(:test), do: ["lib", "test/support"]
+  defp elixirc_paths(_env), do: ["lib"]
+
+  # Compiling, testing and running need no dependency. The developers' tools are listed only where Hex
+  # is installed: a Hex dependency stops `mix test` on a machine without it, even with `only: :dev`.
+  defp deps do
+    if Code.ensure_loaded?(Hex) do
+      [
+        {:ex_doc, "~> 0.34", only: :dev, runtime: false},
+        {:credo, "~> 1.7", only: :dev, runtime: false},
+        {:dialyxir, "~> 1.4", only: :dev, runtime: false}
+      ]
+    else
+      []
+    end
+  end
+
+  defp package do
+    [
+      licenses: ["Apache-2.0"],
+      links: %{"GitHub" => @source_url},
+      files: ~w(
+        lib guides priv/*.sh mix.exs .formatter.exs README.md CHANGELOG.md LICENSE
+        native/compiler.exs native/beam_deploy_nif/src native/beam_deploy_nif/Cargo.toml
+        native/beam_deploy_nif/Cargo.lock
+      )
+    ]
+  end
+
+  defp docs do
+    [
+      main: "readme",
+      source_ref: "v#{@version}",
+      extras: ["README.md", "CHANGELOG.md"] ++ Path.wildcard("guides/*.md")
+    ]
+  end
+end
