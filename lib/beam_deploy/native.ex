@@ -10,4 +10,17 @@ defmodule BeamDeploy.Native do
     path = Application.app_dir(:beam_deploy, "priv/native/beam_deploy_nif")
     :erlang.load_nif(String.to_charlist(path), 0)
   end
+
+  # src/socket.rs, owner BeamDeploy.BlueGreen.Listener
+  def listener_open(_ip, _port, _only_v6, _backlog), do: :erlang.nif_error(:nif_not_loaded)
+  def listener_descriptor(_pair, _side), do: :erlang.nif_error(:nif_not_loaded)
+  def listener_port(_pair), do: :erlang.nif_error(:nif_not_loaded)
+  def listener_steer(_pair, _side), do: :erlang.nif_error(:nif_not_loaded)
+  def listener_queue(_pair, _side), do: :erlang.nif_error(:nif_not_loaded)
+
+  # src/process.rs, owners BeamDeploy.PeerNode.Console and BeamDeploy.BlueGreen.Peer
+  def redirect(_target, _descriptor), do: :erlang.nif_error(:nif_not_loaded)
+  def close_on_exec(_descriptor), do: :erlang.nif_error(:nif_not_loaded)
+  def close_descriptor(_descriptor), do: :erlang.nif_error(:nif_not_loaded)
+  def kill(_os_pid), do: :erlang.nif_error(:nif_not_loaded)
 end

@@ -1,5 +1,11 @@
 //! Mechanism for `beam_deploy`: bytes, files, digests and sockets. No policy: Elixir decides.
+//!
+//! Each file holds plain functions and, in a module `nif`, the thin wrappers that the VM calls.
 
 pub mod error;
+pub mod process;
+pub mod socket;
+pub mod sys;
 
+#[cfg(feature = "nif")]
 rustler::init!("Elixir.BeamDeploy.Native");
