@@ -23,4 +23,21 @@ defmodule BeamDeploy.Native do
   def close_on_exec(_descriptor), do: :erlang.nif_error(:nif_not_loaded)
   def close_descriptor(_descriptor), do: :erlang.nif_error(:nif_not_loaded)
   def kill(_os_pid), do: :erlang.nif_error(:nif_not_loaded)
+
+  # src/archive.rs, owner BeamDeploy.Release.Archive
+  def archive_extract(_archive, _destination, _previous, _limits),
+    do: :erlang.nif_error(:nif_not_loaded)
+
+  def archive_inspect(_archive, _limits), do: :erlang.nif_error(:nif_not_loaded)
+
+  # src/elf.rs, owner BeamDeploy.Release.Platform
+  def elf_facts(_path), do: :erlang.nif_error(:nif_not_loaded)
+
+  # src/files.rs, owner BeamDeploy.Release.Store
+  def effective_user, do: :erlang.nif_error(:nif_not_loaded)
+  def make_private_directory(_path), do: :erlang.nif_error(:nif_not_loaded)
+  def lock_file(_path), do: :erlang.nif_error(:nif_not_loaded)
+  def unlock_file(_lock), do: :erlang.nif_error(:nif_not_loaded)
+  def replace_file(_path, _contents), do: :erlang.nif_error(:nif_not_loaded)
+  def sync_file_system(_path), do: :erlang.nif_error(:nif_not_loaded)
 end

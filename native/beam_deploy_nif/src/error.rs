@@ -16,6 +16,34 @@ pub enum Error {
     /// A value outside of what the function takes, by the argument's name: `{:bad_argument, name}`.
     #[error("bad argument: {0}")]
     BadArgument(&'static str),
+    /// An archive that cannot be read, or not be written to the disk: `{:extract_failed, message | posix}`.
+    #[error("extraction failed: {0}")]
+    Extract(Box<Error>),
+    /// An archive that must not be extracted: `{:unsafe_archive, entry, why}`.
+    #[error("unsafe archive: {1:?}")]
+    UnsafeArchive(Vec<u8>, Unsafe),
+}
+
+impl Error {
+    pub fn extract(error: io::Error) -> Self {
+        Error::Extract(Box::new(error.into()))
+    }
+}
+
+/// Why an entry of an archive is refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Unsafe {
+    AbsolutePath,
+    ParentDir,
+    SymlinkEscape,
+    HardLink,
+    Device,
+    Duplicate,
+    InvalidName,
+    Unsupported,
+    TooManyEntries,
+    TooLarge,
+    Ratio,
 }
 
 // An io::Error may hold any other error, which may not cross the boundary that catches a panic; a number may.
@@ -35,12 +63,12 @@ impl From<Errno> for Error {
 }
 
 #[cfg(feature = "nif")]
-pub use nif::Done;
+pub use nif::{encode_bytes, Done};
 
 #[cfg(feature = "nif")]
 mod nif {
-    use super::{Errno, Error};
-    use rustler::{Encoder, Env, Term};
+    use super::{Errno, Error, Unsafe};
+    use rustler::{Encoder, Env, NewBinary, Term};
 
     impl Encoder for Error {
         fn encode<'a>(&self, env: Env<'a>) -> Term<'a> {
@@ -51,8 +79,38 @@ mod nif {
                 },
                 Error::Other(message) => message.encode(env),
                 Error::BadArgument(name) => (atoms::bad_argument(), *name).encode(env),
+                Error::Extract(error) => (atoms::extract_failed(), error.as_ref()).encode(env),
+                Error::UnsafeArchive(entry, why) => {
+                    (atoms::unsafe_archive(), encode_bytes(env, entry), why).encode(env)
+                }
             }
         }
+    }
+
+    impl Encoder for Unsafe {
+        fn encode<'a>(&self, env: Env<'a>) -> Term<'a> {
+            let atom = match self {
+                Unsafe::AbsolutePath => atoms::absolute_path(),
+                Unsafe::ParentDir => atoms::parent_dir(),
+                Unsafe::SymlinkEscape => atoms::symlink_escape(),
+                Unsafe::HardLink => atoms::hard_link(),
+                Unsafe::Device => atoms::device(),
+                Unsafe::Duplicate => atoms::duplicate(),
+                Unsafe::InvalidName => atoms::invalid_name(),
+                Unsafe::Unsupported => atoms::unsupported(),
+                Unsafe::TooManyEntries => atoms::too_many_entries(),
+                Unsafe::TooLarge => atoms::too_large(),
+                Unsafe::Ratio => atoms::ratio(),
+            };
+            atom.encode(env)
+        }
+    }
+
+    /// Bytes as a binary: names in archives need not be UTF-8.
+    pub fn encode_bytes<'a>(env: Env<'a>, bytes: &[u8]) -> Term<'a> {
+        let mut binary = NewBinary::new(env, bytes.len());
+        binary.as_mut_slice().copy_from_slice(bytes);
+        binary.into()
     }
 
     /// The answer of a function that has nothing to tell but whether it worked: `:ok` or `{:error, reason}`.
@@ -110,7 +168,8 @@ mod nif {
 
     mod atoms {
         rustler::atoms! {
-            ok, error, errno, bad_argument,
+            ok, error, errno, bad_argument, extract_failed, unsafe_archive,
+            absolute_path, parent_dir, symlink_escape, hard_link, device, duplicate, invalid_name, unsupported, too_many_entries, too_large, ratio,
             eacces, eaddrinuse, eaddrnotavail, eafnosupport, eagain, ebadf, ebusy, edquot, eexist, efbig, einval, eio, eisdir, eloop, emfile, emlink, enametoolong, enfile, enodev, enoent, enomem, enoprotoopt, enospc, enosys, enotconn, enotdir, enotempty, enotsock, enxio, eopnotsupp, eperm, epipe, erofs, etxtbsy, exdev,
         }
     }

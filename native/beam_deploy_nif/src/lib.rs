@@ -2,7 +2,10 @@
 //!
 //! Each file holds plain functions and, in a module `nif`, the thin wrappers that the VM calls.
 
+pub mod archive;
+pub mod elf;
 pub mod error;
+pub mod files;
 pub mod process;
 pub mod socket;
 pub mod sys;

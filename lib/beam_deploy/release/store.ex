@@ -1,0 +1,467 @@
+defmodule BeamDeploy.Release.Store do
+  @moduledoc false
+  # Responsible for: which releases are on disk and which of them is current, through any crash.
+  # Not for: what runs.
+  #
+  # The state file is the commit record: a release counts from the moment the file lists it, and before that is
+  # written everything that was staged is brought to the disk. What the file does not list when the store is opened
+  # was never finished, and is removed. So staging itself has to wait for no disk.
+  #
+  #     lock        held while a parent uses the store
+  #     state       see BeamDeploy.Release.Store.State
+  #     releases/   one directory for each staged release, whole
+  #     staging/    what is being extracted
+  #     trash/      what is being deleted: renaming is one step, deleting thousands of files is not
+
+  require Logger
+
+  alias BeamDeploy.{Native, Release}
+  alias BeamDeploy.Release.Store.State
+
+  @enforce_keys [:dir, :lock, :base, :base_id]
+  defstruct [:dir, :lock, :base, :base_id]
+
+  @type t :: %__MODULE__{
+          dir: Path.t(),
+          lock: reference(),
+          base: Release.t(),
+          base_id: State.base_id()
+        }
+
+  @type entry :: %{
+          optional(:at) => DateTime.t(),
+          kind: :blue_green | :hot | :rollback | :boot,
+          from: Release.id() | nil,
+          to: Release.id() | nil,
+          outcome: :ok | {:error, term()}
+        }
+
+  @type reason ::
+          {:insecure_store, Path.t(), why :: term()}
+          | {:store_in_use, Path.t()}
+          | {:corrupt_store, Path.t(), why :: term()}
+          | {:store_failed, Path.t(), File.posix()}
+
+  @manifest "beam_deploy.release"
+
+  @doc """
+  Where the store of this node is by default: the `:dir` option, `BEAM_DEPLOY_DIR`, the release's own directory, else
+  the temporary directory, which a reboot empties (`:volatile`). Below it each node has its own.
+  """
+  @spec default_dir(%{optional(String.t()) => String.t()}, atom(), keyword()) ::
+          {:ok | :volatile, Path.t()}
+  def default_dir(env, otp_app, options \\ []) do
+    given = options[:dir] || present(env["BEAM_DEPLOY_DIR"])
+    name = options |> Keyword.get(:node, node()) |> short_name(otp_app)
+
+    {kind, dir} =
+      cond do
+        given -> {:ok, given}
+        dir = beside_release(present(env["RELEASE_ROOT"])) -> {:ok, dir}
+        true -> {:volatile, temporary()}
+      end
+
+    {kind, dir |> Path.expand() |> Path.join(name)}
+  end
+
+  @doc "Opens the directory for this OS process alone. `base` is the release the parent was booted from."
+  @spec open(Path.t(), Release.t(), keyword()) :: {:ok, t()} | {:error, reason()}
+  def open(dir, %Release{} = base, _options \\ []) do
+    dir = Path.expand(dir)
+
+    with :ok <- make_private(dir),
+         {:ok, lock} <- take_lock(dir),
+         store = %__MODULE__{dir: dir, lock: lock, base: base, base_id: base_id(base)},
+         {:ok, state} <- prepare(store) do
+      finish_open(store, state)
+    end
+  end
+
+  @doc "Lets another parent open the directory. The end of the process does the same."
+  @spec close(t()) :: :ok
+  def close(%__MODULE__{lock: lock}), do: Native.unlock_file(lock)
+
+  @spec base(t()) :: Release.t()
+  def base(%__MODULE__{base: base}), do: base
+
+  @doc "The release that is to serve."
+  @spec current(t()) :: Release.t()
+  def current(store), do: store |> state!() |> Map.fetch!(:current) |> locate!(store)
+
+  @doc "The one that served before it."
+  @spec previous(t()) :: Release.t() | nil
+  def previous(store) do
+    case state!(store).previous do
+      nil -> nil
+      key -> locate!(key, store)
+    end
+  end
+
+  @doc "All that can be swapped to, newest first; the base last."
+  @spec releases(t()) :: [Release.t()]
+  def releases(store), do: Enum.map(state!(store).releases ++ [:base], &locate!(&1, store))
+
+  @spec history(t()) :: [entry()]
+  def history(store), do: Enum.map(state!(store).history, &State.to_entry/1)
+
+  @doc "By version or by identity. Of several with one version, the newest."
+  @spec fetch(t(), String.t() | Release.id()) ::
+          {:ok, Release.t()} | {:error, {:unknown_release, String.t() | Release.id()}}
+  def fetch(store, wanted) do
+    case Enum.find(releases(store), &(wanted in [&1.version, Release.id(&1)])) do
+      nil -> {:error, {:unknown_release, wanted}}
+      release -> {:ok, release}
+    end
+  end
+
+  @doc "Makes `release` current, durably. On return a crash at any instant leaves it current."
+  @spec promote(t(), Release.t(), entry()) :: :ok | {:error, reason()}
+  def promote(store, %Release{} = release, entry) do
+    update(store, fn state ->
+      key = key(release, store)
+
+      with :ok <- sync_unless_listed(store, state, key),
+           do: {:ok, state |> State.promote(key) |> State.record(entry)}
+    end)
+  end
+
+  @doc "Adds to the history: what was tried and did not come to be current."
+  @spec record(t(), entry()) :: :ok | {:error, reason()}
+  def record(store, entry), do: update(store, &{:ok, State.record(&1, entry)})
+
+  @doc """
+  Removes all but the `keep` newest staged releases. Never the current one, the previous one, the base, or one whose
+  root is among `live`. Answers the identities of what went.
+  """
+  @spec prune(t(), non_neg_integer(), [Path.t()]) :: {:ok, [Release.id()]} | {:error, reason()}
+  def prune(store, keep, live \\ []) do
+    live = MapSet.new(live, &Path.expand/1)
+    spared? = fn key -> MapSet.member?(live, root(store, key)) end
+
+    with {:ok, dropped} <- drop_from_state(store, keep, spared?) do
+      Enum.each(dropped, &(:ok = remove(store, root(store, &1))))
+      {:ok, Enum.map(dropped, fn {version, sha256, _name} -> {version, sha256} end)}
+    end
+  end
+
+  @doc "Removes a staged release that never became current. Any other stays."
+  @spec discard(t(), Release.t()) :: :ok
+  def discard(store, %Release{root: root}) do
+    staged? = Path.dirname(root) == Path.join(store.dir, "releases")
+    listed? = Enum.any?(state!(store).releases, &(root(store, &1) == root))
+    if staged? and not listed?, do: remove(store, root), else: :ok
+  end
+
+  # --- for BeamDeploy.Release.Archive
+
+  @doc "A name to extract under, on the same file system as the releases."
+  @spec staging_path(t()) :: Path.t()
+  def staging_path(store), do: Path.join([store.dir, "staging", unique()])
+
+  @doc "The root whose equal files a new release may share. Not the base's: a cold deploy writes into its files."
+  @spec link_source(t()) :: Path.t() | nil
+  def link_source(store) do
+    case state!(store) do
+      %{current: :base, releases: []} -> nil
+      %{current: :base, releases: [newest | _older]} -> root(store, newest)
+      %{current: key} -> root(store, key)
+    end
+  end
+
+  @doc "Takes over what was extracted under a staging path. An identical release that is here already wins."
+  @spec adopt(t(), Release.t()) :: {:ok, Release.t()} | {:error, File.posix()}
+  def adopt(store, %Release{root: staged} = release) do
+    # By the first digits: applications put sockets below RELEASE_ROOT, and their paths end at 108 bytes.
+    short = "#{release.version}-#{String.slice(release.sha256, 0, 12)}"
+    full = "#{release.version}-#{release.sha256}"
+
+    with :ok <- write_manifest(staged, release), do: adopt_as([short, full], store, release)
+  end
+
+  @doc "Deletes a directory of the store. From the rename on it is gone for everybody."
+  @spec remove(t(), Path.t()) :: :ok
+  def remove(store, path) do
+    trash = Path.join([store.dir, "trash", unique()])
+
+    case File.rename(path, trash) do
+      :ok -> delete(trash)
+      {:error, :enoent} -> :ok
+      {:error, posix} -> Logger.warning("cannot remove #{path}: #{:file.format_error(posix)}")
+    end
+  end
+
+  defp adopt_as([name | longer], store, release) do
+    root = Path.join([store.dir, "releases", name])
+
+    case File.rename(release.root, root) do
+      :ok ->
+        {:ok, %{release | root: root}}
+
+      {:error, posix} when posix in [:eexist, :enotempty] ->
+        case read_manifest(root) do
+          {:ok, there} when there.sha256 == release.sha256 ->
+            :ok = remove(store, release.root)
+            {:ok, there}
+
+          _another when longer != [] ->
+            adopt_as(longer, store, release)
+
+          _another ->
+            {:error, posix}
+        end
+
+      {:error, posix} ->
+        {:error, posix}
+    end
+  end
+
+  # --- opening
+
+  defp make_private(dir) do
+    with :ok <- File.mkdir_p(Path.dirname(dir)),
+         :ok <- make_directory(dir),
+         {:ok, stat} <- File.lstat(dir) do
+      check_private(dir, stat)
+    else
+      {:error, posix} -> failed(dir, posix)
+    end
+  end
+
+  # With its mode from the first instant: between mkdir and chmod somebody could put something into it.
+  defp make_directory(dir) do
+    case Native.make_private_directory(dir) do
+      {:error, :eexist} -> :ok
+      other -> other
+    end
+  end
+
+  defp check_private(dir, stat) do
+    user = Native.effective_user()
+
+    cond do
+      stat.type != :directory -> {:error, {:insecure_store, dir, {:not_a_directory, stat.type}}}
+      stat.uid != user -> {:error, {:insecure_store, dir, {:owner, stat.uid, user}}}
+      Bitwise.band(stat.mode, 0o077) != 0 -> {:error, {:insecure_store, dir, {:mode, mode(stat)}}}
+      true -> :ok
+    end
+  end
+
+  defp mode(stat), do: Bitwise.band(stat.mode, 0o7777)
+
+  defp take_lock(dir) do
+    case Native.lock_file(Path.join(dir, "lock")) do
+      {:ok, lock} -> {:ok, lock}
+      {:error, :eagain} -> {:error, {:store_in_use, dir}}
+      {:error, posix} -> failed(dir, posix)
+    end
+  end
+
+  defp prepare(store) do
+    with :ok <- make_directories(store), do: read_state(store)
+  end
+
+  defp finish_open(store, state) do
+    with {:ok, state} <- reconcile(store, state),
+         :ok <- write_state(store, state) do
+      remove_unlisted(store, state)
+      {:ok, store}
+    else
+      error ->
+        :ok = close(store)
+        error
+    end
+  end
+
+  defp make_directories(store) do
+    ["releases", "staging", "trash"]
+    |> Enum.map(&Path.join(store.dir, &1))
+    |> Enum.reduce_while(:ok, fn dir, :ok ->
+      case make_directory(dir) do
+        :ok -> {:cont, :ok}
+        {:error, posix} -> {:halt, failed(dir, posix)}
+      end
+    end)
+  end
+
+  defp reconcile(store, nil), do: {:ok, State.new(store.base_id)}
+
+  defp reconcile(store, %{base: base_id} = state) when base_id != store.base_id do
+    Logger.notice("a new base release, #{store.base.version}, replaces what was deployed before")
+    {:ok, State.rebase(state, store.base_id)}
+  end
+
+  defp reconcile(store, state) do
+    {:ok, state |> State.keep(&whole?(store, &1)) |> warn_of_loss(state)}
+  end
+
+  defp warn_of_loss(state, %{current: current}) when state.current != current do
+    Logger.error("the current release #{inspect(current)} is gone from the store")
+
+    State.record(state, %{kind: :boot, from: current, to: state.current, outcome: {:error, :lost}})
+  end
+
+  defp warn_of_loss(state, _before), do: state
+
+  defp whole?(store, {_version, sha256, _name} = key) do
+    match?({:ok, %Release{sha256: ^sha256}}, read_manifest(root(store, key)))
+  end
+
+  defp remove_unlisted(store, state) do
+    listed = for {_version, _sha256, name} <- state.releases, do: name
+
+    for dir <- ["staging", "releases"],
+        name <- list(Path.join(store.dir, dir)),
+        dir == "staging" or name not in listed,
+        do: :ok = remove(store, Path.join([store.dir, dir, name]))
+
+    for name <- list(Path.join(store.dir, "trash")),
+        do: :ok = delete(Path.join([store.dir, "trash", name]))
+  end
+
+  # --- state
+
+  defp state!(store) do
+    case read_state(store) do
+      {:ok, %{} = state} -> state
+      {:ok, nil} -> raise File.Error, reason: :enoent, action: "read", path: state_path(store)
+      {:error, reason} -> raise "the release store cannot be read: #{inspect(reason)}"
+    end
+  end
+
+  defp read_state(store) do
+    path = state_path(store)
+
+    case File.read(path) do
+      {:ok, bytes} ->
+        with {:error, why} <- State.decode(bytes), do: {:error, {:corrupt_store, path, why}}
+
+      {:error, :enoent} ->
+        {:ok, nil}
+
+      {:error, posix} ->
+        failed(path, posix)
+    end
+  end
+
+  # Calls come from a swap and from an operator at the same time.
+  defp update(store, change) do
+    :global.trans({{__MODULE__, store.dir}, self()}, fn -> do_update(store, change) end, [node()])
+  end
+
+  defp do_update(store, change) do
+    with {:ok, state} <- change.(state!(store)), do: write_state(store, state)
+  end
+
+  defp write_state(store, state) do
+    path = state_path(store)
+
+    case Native.replace_file(path, State.encode(state)) do
+      :ok -> :ok
+      {:error, posix} -> failed(path, posix)
+    end
+  end
+
+  defp drop_from_state(store, keep, spared?) do
+    before = state!(store).releases
+    pruned = update(store, &{:ok, State.prune(&1, keep, spared?)})
+    with :ok <- pruned, do: {:ok, before -- state!(store).releases}
+  end
+
+  defp sync_unless_listed(store, state, key) do
+    if key == :base or key in state.releases do
+      :ok
+    else
+      case Native.sync_file_system(root(store, key)) do
+        :ok -> :ok
+        {:error, posix} -> failed(root(store, key), posix)
+      end
+    end
+  end
+
+  defp state_path(store), do: Path.join(store.dir, "state")
+
+  # --- releases by their key: `:base`, or identity and directory name
+
+  defp key(%Release{root: root}, %__MODULE__{base: %Release{root: root}}), do: :base
+
+  defp key(%Release{} = release, _store),
+    do: {release.version, release.sha256, Path.basename(release.root)}
+
+  defp root(store, :base), do: store.base.root
+  defp root(store, {_version, _sha256, name}), do: Path.join([store.dir, "releases", name])
+
+  defp locate!(:base, store), do: store.base
+
+  defp locate!(key, store) do
+    {:ok, release} = store |> root(key) |> read_manifest()
+    release
+  end
+
+  defp write_manifest(root, release) do
+    path = Path.join(root, @manifest)
+    File.write(path, State.seal(release.sha256))
+  end
+
+  defp read_manifest(root) do
+    with {:ok, bytes} <- File.read(Path.join(root, @manifest)),
+         {:ok, sha256} <- State.unseal(bytes),
+         {:ok, release} <- Release.read(root) do
+      {:ok, %{release | sha256: sha256}}
+    end
+  end
+
+  defp base_id(base) do
+    files = [
+      "releases/start_erl.data",
+      "releases/#{base.version}/#{base.name}.rel",
+      "releases/#{base.version}/start.boot"
+    ]
+
+    # A release without one of them differs from one that has it.
+    contents = Enum.map(files, &File.read(Path.join(base.root, &1)))
+    digest = :crypto.hash(:sha256, :erlang.term_to_binary(contents))
+    {base.root, base.version, Base.encode16(digest, case: :lower)}
+  end
+
+  # --- small things
+
+  defp delete(path) do
+    case File.rm_rf(path) do
+      {:ok, _removed} ->
+        :ok
+
+      {:error, posix, at} ->
+        Logger.warning("cannot delete #{at}: #{:file.format_error(posix)}")
+        :ok
+    end
+  end
+
+  defp list(dir) do
+    case File.ls(dir) do
+      {:ok, names} -> names
+      {:error, _posix} -> []
+    end
+  end
+
+  defp failed(path, posix), do: {:error, {:store_failed, path, posix}}
+
+  defp unique, do: Base.encode16(:crypto.strong_rand_bytes(8), case: :lower)
+
+  defp present(value) when value in [nil, ""], do: nil
+  defp present(value), do: value
+
+  defp short_name(:nonode@nohost, otp_app), do: Atom.to_string(otp_app)
+  defp short_name(node, _otp_app), do: node |> Atom.to_string() |> String.split("@") |> hd()
+
+  defp beside_release(nil), do: nil
+
+  defp beside_release(root) do
+    dir = Path.join(root, "beam_deploy")
+    if writable?(dir) or (not File.exists?(dir) and writable?(root)), do: dir
+  end
+
+  defp writable?(dir),
+    do: match?({:ok, %File.Stat{type: :directory, access: :read_write}}, File.stat(dir))
+
+  defp temporary, do: Path.join(System.tmp_dir!(), "beam_deploy-#{Native.effective_user()}")
+end
