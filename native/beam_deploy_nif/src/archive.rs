@@ -266,11 +266,16 @@ fn read_pax<R: Read>(
     overrides: &mut Overrides,
 ) -> Result<(), BadHeader> {
     let bytes = read_header(entry)?;
-    for extension in tar::PaxExtensions::new(&bytes) {
-        let extension = extension.map_err(BadHeader::Unreadable)?;
-        match extension.key_bytes() {
-            b"path" => overrides.path = Some(extension.value_bytes().to_vec()),
-            b"linkpath" => overrides.link = Some(extension.value_bytes().to_vec()),
+    let mut rest = bytes.as_slice();
+    while !rest.is_empty() {
+        let (key, value, behind) = pax_record(rest).ok_or_else(|| {
+            let message = "malformed pax header";
+            BadHeader::Unreadable(io::Error::new(io::ErrorKind::InvalidData, message))
+        })?;
+        rest = behind;
+        match key {
+            b"path" => overrides.path = Some(value.to_vec()),
+            b"linkpath" => overrides.link = Some(value.to_vec()),
             // Only files beyond 8 GiB need it; two readers that differ here see two different archives.
             b"size" => return Err(BadHeader::Refused(Unsafe::TooLarge)),
             key if key.starts_with(b"GNU.sparse.") => {
@@ -280,6 +285,27 @@ fn read_pax<R: Read>(
         }
     }
     Ok(())
+}
+
+/// The first record, `<length> <key>=<value>\n`, and what follows it. The length counts all of the record, itself
+/// included. OTP's `erl_tar` (seen in stdlib 4.2) counts one too few for many names that are not ASCII.
+fn pax_record(bytes: &[u8]) -> Option<(&[u8], &[u8], &[u8])> {
+    let space = bytes.iter().position(|&byte| byte == b' ')?;
+    let length: usize = std::str::from_utf8(bytes.get(..space)?)
+        .ok()?
+        .parse()
+        .ok()?;
+    let last = length.checked_sub(1)?;
+    let end = [last, length]
+        .into_iter()
+        .find(|&end| bytes.get(end) == Some(&b'\n'))?;
+    let record = bytes.get(space + 1..end)?;
+    let equals = record.iter().position(|&byte| byte == b'=')?;
+    Some((
+        record.get(..equals)?,
+        record.get(equals + 1..)?,
+        bytes.get(end + 1..)?,
+    ))
 }
 
 fn link_target<R: Read>(entry: &tar::Entry<'_, R>, overrides: &mut Overrides) -> Vec<u8> {
