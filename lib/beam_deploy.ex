@@ -1,0 +1,261 @@
+defmodule BeamDeploy do
+  @moduledoc """
+  Zero-downtime deploys on a single host.
+
+  A long-lived **parent** node keeps running; the application runs in a **peer**, a child node. `upgrade/1` boots a
+  second peer from a new release, hands all new connections over to it, lets the old one finish what it had accepted, and
+  stops it.
+
+  ## Use
+
+      defmodule MyApp.Application do
+        use Application
+
+        def start(_type, _args) do
+          BeamDeploy.start_link(
+            otp_app: :my_app,
+            start: {Supervisor, :start_link, [children(), [strategy: :one_for_one, name: MyApp.Supervisor]]}
+          )
+        end
+
+        defp children, do: [MyAppWeb.Endpoint]
+      end
+
+  In the environment of the release:
+
+      BEAM_DEPLOY=1
+
+  A new version goes live with its tarball (`mix release` with the step `:tar`):
+
+      bin/my_app rpc 'BeamDeploy.upgrade!("/tmp/my_app-0.2.0.tar.gz")'
+
+  ## Lifecycle
+
+  The parent ends when its peer keeps ending, so that systemd or the container runtime acts; peers end with the parent,
+  however it ends. A swap that fails leaves the old peer serving as if nothing had happened.
+
+  ## Environment
+
+    * `BEAM_DEPLOY` - `1`, `true`, `yes` or `on` enables, `0`, `false`, `no` or `off` disables, whatever
+      `config :beam_deploy, enabled: true` says
+    * `BEAM_DEPLOY_DIR` - where releases are kept, by default `beam_deploy` in the release's directory
+    * `BEAM_DEPLOY_PEER_HOST` - the host part of the peers' node names, by default the parent's
+  """
+
+  alias BeamDeploy.{Error, Options, Parent, PeerNode, Remote}
+  alias BeamDeploy.BlueGreen.Coordinator
+  alias BeamDeploy.PeerNode.Servers
+
+  @doc "See `start_link/2`; no parent-level children."
+  @spec start_link(keyword()) :: Supervisor.on_start()
+  def start_link(opts), do: start_link([], opts)
+
+  @doc """
+  Starts the application's supervision tree. To be called from `c:Application.start/2`, which returns its result.
+
+  Where BeamDeploy is not enabled this calls the function of `:start` and returns its result. On the parent it starts
+  `children`, which no swap restarts, and then boots the active peer; it returns when that peer serves. In a peer it starts
+  the tree of `:start`, with endpoints that listen on the parent's sockets.
+
+  ## Options
+
+    * `:otp_app` (required) - the application
+    * `:start` (required) - `{module, function, arguments}` that starts the supervision tree
+    * `:endpoint` - a Phoenix endpoint or a list of them; by default `MyAppWeb.Endpoint`, if there is one
+    * `:health_check` - called in a new peer before it gets any traffic; `:ok` or `true` passes, anything else is
+      tried again until `:health_timeout`
+    * `:before_cutover` - called in the outgoing peer, with the incoming node as first argument, after all user processes
+      have ended; its result is the handoff state
+    * `:after_cutover` - called in the incoming peer, with that state as first argument, once the outgoing one is gone
+    * `:boot_timeout` - ms for a peer to start its applications (default 120000)
+    * `:health_timeout` - ms for the health check to pass (default 30000)
+    * `:drain_timeout` - ms for the outgoing peer to finish what it has accepted (default 60000)
+    * `:shutdown_timeout` - ms after which an outgoing peer that was told to stop is killed; nil, the default, trusts the
+      shutdown values of the supervision tree
+    * `:dir` - where releases are kept; `BEAM_DEPLOY_DIR` otherwise
+    * `:keep_releases` - how many releases to keep (default 3)
+    * `:max_restarts`, `:max_seconds` - how often an active peer that ends by itself is booted again (default 3 times in
+      60 s) before the parent ends
+
+  The functions of `:health_check`, `:before_cutover` and `:after_cutover` are those of the release that runs them.
+
+  ## Errors
+
+  Raises `ArgumentError` for an unknown or ill-typed option, on a node without distribution, and outside of a release.
+  Returns `{:error, reason}` if the first peer does not come up, so that the node stops.
+  """
+  @spec start_link([Supervisor.child_spec() | {module(), term()} | module()], keyword()) ::
+          Supervisor.on_start()
+  def start_link(children, opts) when is_list(children) do
+    options = Options.new!(opts)
+
+    cond do
+      PeerNode.identity() -> PeerNode.start_app(options)
+      enabled?() -> start_parent(children, options)
+      true -> start_plain(options)
+    end
+  end
+
+  defp start_parent(children, options) do
+    with {:ok, environment} <- Parent.prepare(options),
+         do: BeamDeploy.Supervisor.start_link(children, options, environment)
+  end
+
+  defp start_plain(%Options{start: {module, function, arguments}}),
+    do: apply(module, function, arguments)
+
+  @doc """
+  Whether this node runs, or is to run, as parent or peer: `BEAM_DEPLOY` decides, else `config :beam_deploy, enabled: true`.
+
+      iex> BeamDeploy.enabled?()
+      false
+  """
+  @spec enabled?() :: boolean()
+  def enabled? do
+    case System.get_env("BEAM_DEPLOY", "") |> String.downcase() do
+      on when on in ["1", "true", "yes", "on"] ->
+        true
+
+      off when off in ["0", "false", "no", "off"] ->
+        false
+
+      "" ->
+        Application.get_env(:beam_deploy, :enabled, false) == true
+
+      other ->
+        raise ArgumentError,
+              "BEAM_DEPLOY takes 1, true, yes, on, 0, false, no or off, got: #{inspect(other)}"
+    end
+  end
+
+  @doc """
+  Swaps the running version for that of a release tarball: a new peer is booted from it, gets all new connections once it
+  is healthy, and the old one is stopped when it has finished what it had accepted.
+
+  Returns `:ok` when the new version serves and the old peer is gone. Called in the old peer, it returns when the new
+  version serves, so that a request which asks for a swap can be answered.
+
+  ## Options
+
+    * `:sha256` - the expected digest of the tarball, 64 hexadecimal digits
+
+  ## Errors
+
+  Up to the cutover any failure leaves the old peer serving, and nothing behind.
+
+    * `:not_running` - there is no parent here
+    * `:upgrade_in_progress` - one at a time
+    * `:no_active_peer` - the peer ended by itself and is being booted again
+    * `:release_not_found`, `{:unreadable, posix}`
+    * `{:extract_failed, message | posix}` - not gzip, truncated, damaged, disk full
+    * `{:unsafe_archive, entry, why}` - an entry that would leave its directory, a device, too much
+    * `{:checksum_mismatch, expected, actual}`
+    * `{:invalid_release, why}` - no release, or of another application
+    * `{:incompatible_release, details}` - for another OTP without its own runtime, another CPU or libc
+    * `{:boot_failed, details}`, `{:boot_timeout, details}`, `{:health_check_failed, details}` - `details.output` holds
+      the last lines that the new peer printed
+  """
+  @spec upgrade(Path.t(), keyword()) :: :ok | {:error, term()}
+  def upgrade(path, opts \\ []) when is_binary(path) do
+    on_parent(
+      :upgrade,
+      [Path.expand(path), Options.upgrade!(opts), node()],
+      {:error, :not_running}
+    )
+  end
+
+  @doc """
+  As `upgrade/2`, but raises `BeamDeploy.Error`: `bin/my_app rpc` then exits with a status other than 0.
+  """
+  @spec upgrade!(Path.t(), keyword()) :: :ok
+  def upgrade!(path, opts \\ []) when is_binary(path) do
+    with {:error, reason} <- upgrade(path, opts), do: raise(Error, reason: reason)
+  end
+
+  @doc """
+  The node that serves, and whether an upgrade is under way. Answers at once at any moment.
+
+      iex> BeamDeploy.status()
+      %{active_node: nil, upgrading: false}
+  """
+  @spec status() :: %{active_node: node() | nil, upgrading: boolean()}
+  def status, do: on_parent(:status, [], %{active_node: nil, upgrading: false})
+
+  @doc """
+  Everything an operator wants to know: `status/0`, versions, peers with their OS pids, listeners and how they are handed
+  over, the store's directory, the phases of the last swap in milliseconds. Empty where there is no parent.
+  """
+  @spec info() :: map()
+  def info, do: on_parent(:info, [], %{})
+
+  @doc "The node that serves, nil where there is none."
+  @spec peer_node() :: node() | nil
+  def peer_node, do: status().active_node
+
+  @doc "Whether a swap or hot upgrade is under way."
+  @spec upgrading?() :: boolean()
+  def upgrading?, do: status().upgrading
+
+  @doc "In the outgoing peer of a swap: the node that takes over."
+  @spec incoming_peer() :: node() | nil
+  def incoming_peer, do: counterpart(:incoming)
+
+  @doc "In the incoming peer of a swap: the node that it replaces, until that is gone."
+  @spec outgoing_peer() :: node() | nil
+  def outgoing_peer, do: counterpart(:outgoing)
+
+  defp counterpart(role) do
+    case PeerNode.identity() do
+      nil -> nil
+      identity -> Map.fetch!(identity, role)
+    end
+  end
+
+  @doc """
+  Keeps a value on the parent for the version that comes next. Works in `terminate/2` while a peer shuts down. All
+  values are cleared when a swap starts. Does nothing outside of parent/peer mode.
+  """
+  @spec put_handoff(term(), term()) :: :ok
+  def put_handoff(key, value), do: on_parent(:put_handoff, [key, value], :ok)
+
+  @doc "A value that `put_handoff/2` kept, or nil."
+  @spec get_handoff(term()) :: term() | nil
+  def get_handoff(key), do: on_parent(:get_handoff, [key], nil)
+
+  @doc "All values that `put_handoff/2` kept."
+  @spec get_all_handoff() :: map()
+  def get_all_handoff, do: on_parent(:get_all_handoff, [], %{})
+
+  @doc """
+  As `:gen_tcp.listen/2`, for a listener of your own that takes part in swaps: in a peer the socket is the parent's, and
+  new connections reach it only while this peer is the one that serves. Elsewhere it is `:gen_tcp.listen/2`.
+
+      {:ok, socket} = BeamDeploy.listen(4040, [:binary, active: false, ip: {127, 0, 0, 1}])
+  """
+  @spec listen(:inet.port_number(), [:gen_tcp.listen_option()]) ::
+          {:ok, :gen_tcp.socket()} | {:error, term()}
+  def listen(port, opts) when is_integer(port) and is_list(opts) do
+    # A port that the system chooses is nothing that clients could go on using.
+    if PeerNode.identity() && port > 0,
+      do: Servers.listen(port, opts),
+      else: :gen_tcp.listen(port, opts)
+  end
+
+  # Where this node belongs to no parent, the default is the answer.
+  defp on_parent(function, arguments, default) do
+    case PeerNode.identity() do
+      nil ->
+        if Process.whereis(Coordinator), do: apply(Remote, function, arguments), else: default
+
+      %{parent: parent} ->
+        call_parent(parent, function, arguments, default)
+    end
+  end
+
+  defp call_parent(parent, function, arguments, default) do
+    :erpc.call(parent, Remote, function, arguments)
+  catch
+    # The parent is gone, and this peer about to be.
+    :error, {:erpc, :noconnection} -> default
+  end
+end

@@ -1,0 +1,262 @@
+defmodule BeamDeploy.BlueGreen do
+  @moduledoc false
+  # Responsible for: the order of a swap's phases and what is undone when one fails. Runs in a task of the coordinator.
+  # Not for: how a step works, or who may start one.
+
+  alias BeamDeploy.{Events, Options, Release}
+  alias BeamDeploy.BlueGreen.{Coordinator, Handoff, Listener, Peer}
+  alias BeamDeploy.Release.{Archive, Store}
+
+  require Logger
+
+  @poll 10
+  # A peer of the old side has this long without a waiting connection before it counts as empty: an acceptor may hold one
+  # that it has taken from the queue and not handed on.
+  @quiet 50
+
+  @enforce_keys [:options, :environment, :store]
+  defstruct [:options, :environment, :store, :outgoing]
+
+  @type t :: %__MODULE__{
+          options: Options.t(),
+          environment: map(),
+          store: Store.t(),
+          outgoing: Peer.t() | nil
+        }
+
+  @typedoc "Versions, and the milliseconds that each phase took, in their order."
+  @type summary :: %{from: String.t(), to: String.t(), phases: [{atom(), float()}]}
+
+  @doc "Swaps the outgoing peer for one of the release in a tarball."
+  @spec upgrade(t(), Path.t(), keyword()) :: {:ok, summary()} | {:error, term()}
+  def upgrade(%__MODULE__{} = swap, path, options) do
+    :ok = Handoff.clear()
+
+    with :ok <- phase(:verify, %{}, fn -> Archive.verify(path, options) end),
+         {:ok, release} <- phase(:stage, %{}, fn -> stage(swap, path, options) end) do
+      with {:error, reason} <- swap(swap, release) do
+        :ok = Store.discard(swap.store, release)
+        {:error, reason}
+      end
+    end
+  end
+
+  @doc "Swaps the outgoing peer for one of a release that is staged already."
+  @spec swap(t(), Release.t()) :: {:ok, summary()} | {:error, term()}
+  def swap(%__MODULE__{outgoing: outgoing} = swap, release) do
+    side = other(outgoing.side)
+
+    with {:ok, incoming} <- bring_up(swap, release, side) do
+      case phase(:cutover, about(incoming), fn -> cut_over(outgoing, incoming) end) do
+        :ok ->
+          finish(swap, outgoing, incoming)
+
+        {:error, reason} ->
+          take_down(incoming)
+          {:error, reason}
+      end
+    end
+  end
+
+  @doc "Boots a release on a side where nothing has to be replaced: the first peer, or one after a crash."
+  @spec boot(t(), Release.t(), Listener.side()) :: {:ok, Peer.t()} | {:error, term()}
+  def boot(%__MODULE__{} = swap, release, side) do
+    with {:ok, peer} <- bring_up(swap, release, side),
+         :ok <- Listener.cutover(side) do
+      Peer.attach_output(peer)
+      {:ok, peer}
+    end
+  end
+
+  defp stage(swap, path, options) do
+    Archive.stage(path, swap.store, [otp_app: swap.options.otp_app] ++ options)
+  end
+
+  # boot and health: until both are over not one new connection reaches the peer.
+  defp bring_up(swap, release, side) do
+    context =
+      Map.merge(swap.environment, %{
+        side: side,
+        outgoing: swap.outgoing && swap.outgoing.node,
+        preload: preload(swap)
+      })
+
+    with {:ok, peer} <-
+           phase(:boot, %{version: release.version}, fn -> start(swap, release, context) end) do
+      case phase(:health, about(peer), fn -> await_healthy(swap.options, peer) end) do
+        :ok ->
+          {:ok, peer}
+
+        {:error, reason} ->
+          take_down(peer)
+          {:error, reason}
+      end
+    end
+  end
+
+  # The next version will need nearly the same modules as the one that runs.
+  defp preload(%{outgoing: nil}), do: ""
+
+  defp preload(%{outgoing: outgoing}) do
+    case Peer.call(outgoing, :loaded_modules, [], 5_000) do
+      {:ok, modules} -> modules
+      # An outgoing peer that does not answer is a reason more to replace it.
+      {:error, _reason} -> ""
+    end
+  end
+
+  defp start(swap, release, context) do
+    with {:ok, peer} <- Peer.start(release, context) do
+      Coordinator.peer_started(peer)
+
+      with {:error, reason} <- Peer.await_started(peer, swap.options.boot_timeout) do
+        take_down(peer)
+        {:error, reason}
+      else
+        :ok -> {:ok, peer}
+      end
+    end
+  end
+
+  defp take_down(peer) do
+    :killed = Peer.kill(peer)
+    Listener.release(peer.side)
+  end
+
+  defp await_healthy(options, peer) do
+    deadline = deadline(options.health_timeout)
+
+    # All modules, as a release in embedded mode has them: the first requests must not wait for their loading.
+    with {:ok, _loaded} <- call_alive(peer, :load_modules, [], options.boot_timeout),
+         do: check_health(peer, deadline)
+  end
+
+  defp call_alive(peer, function, arguments, timeout) do
+    with {:error, reason} <- Peer.call(peer, function, arguments, timeout),
+         do: {:error, {:boot_failed, Map.put(Peer.details(peer), :reason, reason)}}
+  end
+
+  defp check_health(peer, deadline) do
+    case Peer.call(peer, :check_health, [], remaining(deadline)) do
+      {:ok, passed} when passed in [:ok, true] -> :ok
+      other -> retry_health(peer, deadline, other)
+    end
+  end
+
+  defp retry_health(peer, deadline, answer) do
+    cond do
+      not Peer.alive?(peer) ->
+        {:error, {:boot_failed, Peer.details(peer)}}
+
+      remaining(deadline) == 0 ->
+        {:error, {:health_check_failed, Map.put(Peer.details(peer), :answer, untag(answer))}}
+
+      true ->
+        pause() && check_health(peer, deadline)
+    end
+  end
+
+  defp untag({:ok, answer}), do: answer
+  defp untag({:error, reason}), do: {:error, reason}
+
+  defp pause do
+    Process.sleep(@poll)
+    true
+  end
+
+  # Up to the moment when the outgoing peer is told to stop, one call sends all connections back to it.
+  defp cut_over(outgoing, incoming) do
+    _ = Peer.call(outgoing, :put_counterpart, [:incoming, incoming.node], 5_000)
+    Peer.attach_output(incoming)
+
+    with :ok <- Listener.cutover(incoming.side) do
+      if Peer.alive?(incoming) do
+        Coordinator.cut_over(incoming, outgoing)
+      else
+        :ok = Listener.cutover(outgoing.side)
+        _ = Peer.call(outgoing, :put_counterpart, [:incoming, nil], 5_000)
+        {:error, {:boot_failed, Peer.details(incoming)}}
+      end
+    end
+  end
+
+  # No way back from here: what fails now is said in the log, and the new version serves.
+  defp finish(swap, outgoing, incoming) do
+    phase(:drain, about(outgoing), fn ->
+      await_empty(outgoing, deadline(swap.options.drain_timeout))
+    end)
+
+    phase(:stop, about(outgoing), fn -> stop(outgoing, swap.options.shutdown_timeout) end)
+    :ok = Listener.release(outgoing.side)
+    phase(:finish, about(incoming), fn -> complete(swap, incoming) end)
+
+    {:ok,
+     %{from: outgoing.release.version, to: incoming.release.version, phases: Events.timings()}}
+  end
+
+  defp await_empty(outgoing, deadline, quiet_since \\ now()) do
+    cond do
+      not Peer.alive?(outgoing) or remaining(deadline) == 0 -> :ok
+      Listener.queued(outgoing.side) > 0 -> pause() && await_empty(outgoing, deadline)
+      now() - quiet_since < @quiet -> pause() && await_empty(outgoing, deadline, quiet_since)
+      true -> :ok
+    end
+  end
+
+  defp stop(outgoing, timeout) do
+    with :killed <- Peer.stop(outgoing, timeout || :infinity) do
+      Logger.warning("beam_deploy: #{outgoing.node} did not stop in time and was killed")
+      :killed
+    end
+  end
+
+  defp complete(swap, incoming) do
+    _ = Peer.call(incoming, :put_counterpart, [:outgoing, nil], 5_000)
+    after_cutover(incoming)
+
+    record(swap, incoming)
+  end
+
+  defp record(swap, incoming) do
+    entry = %{
+      kind: :blue_green,
+      from: Release.id(swap.outgoing.release),
+      to: Release.id(incoming.release),
+      outcome: :ok
+    }
+
+    with :ok <- Store.promote(swap.store, incoming.release, entry),
+         {:ok, _pruned} <-
+           Store.prune(swap.store, swap.options.keep_releases, [incoming.release.root]) do
+      :ok
+    else
+      {:error, reason} ->
+        Logger.error(
+          "beam_deploy: the store of releases could not be brought up to date: #{inspect(reason)}"
+        )
+    end
+  end
+
+  defp after_cutover(incoming) do
+    state = Coordinator.take_cutover_state()
+
+    with {:error, reason} <- Peer.call(incoming, :after_cutover, [state], :infinity) do
+      Logger.error("beam_deploy: after_cutover failed: #{inspect(reason)}")
+    end
+  end
+
+  defp phase(phase, metadata, function), do: Events.span(:swap, phase, metadata, function)
+
+  defp about(peer), do: %{version: peer.release.version, node: peer.node}
+
+  defp other(:blue), do: :green
+  defp other(:green), do: :blue
+
+  defp now, do: System.monotonic_time(:millisecond)
+
+  defp deadline(:infinity), do: :infinity
+  defp deadline(timeout), do: now() + timeout
+
+  defp remaining(:infinity), do: :infinity
+  defp remaining(deadline), do: max(deadline - now(), 0)
+end

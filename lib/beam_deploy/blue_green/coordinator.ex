@@ -1,0 +1,300 @@
+defmodule BeamDeploy.BlueGreen.Coordinator do
+  @moduledoc false
+  # Responsible for: one upgrade at a time; which peer is active; booting another when it ends by itself. It does no work
+  # of its own, so it answers at once at any moment.
+  # Not for: the phases of a swap, tarballs, boot arguments, sockets.
+
+  use GenServer, shutdown: :infinity
+
+  alias BeamDeploy.{BlueGreen, Options}
+  alias BeamDeploy.BlueGreen.{Listener, Peer}
+  alias BeamDeploy.Release.Store
+
+  require Logger
+
+  defstruct [
+    :options,
+    :environment,
+    # The release to serve and the peer that does, nil while it is booted.
+    :release,
+    :active,
+    :monitor,
+    # A swap under way, who waits for it, and its peers: incoming up to cutover, outgoing from there on.
+    :swap,
+    :incoming,
+    :outgoing,
+    :cutover_state,
+    callers: [],
+    # The boot of a peer where none serves.
+    boot: nil,
+    booting: nil,
+    crashes: [],
+    # The start of the parent waits for the first boot.
+    start: :pending,
+    starter: nil,
+    last_swap: nil
+  ]
+
+  def start_link({%Options{}, _environment} = arguments),
+    do: GenServer.start_link(__MODULE__, arguments, name: __MODULE__)
+
+  @doc "A child that starts once the first peer serves, and fails as that peer's boot did."
+  @spec await_active() :: :ignore | {:error, term()}
+  def await_active, do: GenServer.call(__MODULE__, :await_active, :infinity)
+
+  @doc "Swaps to a tarball. `origin` is the node the call comes from: the outgoing peer gets its answer at cutover."
+  @spec upgrade(Path.t(), keyword(), node()) :: :ok | {:error, term()}
+  def upgrade(path, options, origin), do: call({:upgrade, path, options, origin})
+
+  @spec status() :: %{active_node: node() | nil, upgrading: boolean()}
+  def status, do: GenServer.call(__MODULE__, :status)
+
+  @spec info() :: map()
+  def info, do: GenServer.call(__MODULE__, :info)
+
+  # Called by the task.
+
+  @doc "A peer was started: it is to be ended should the task be."
+  @spec peer_started(Peer.t()) :: :ok
+  def peer_started(peer), do: GenServer.call(__MODULE__, {:peer_started, peer})
+
+  @doc "New connections go to the incoming peer."
+  @spec cut_over(Peer.t(), Peer.t()) :: :ok
+  def cut_over(incoming, outgoing),
+    do: GenServer.call(__MODULE__, {:cut_over, incoming, outgoing})
+
+  @doc "What `before_cutover` left for `after_cutover`."
+  @spec take_cutover_state() :: term()
+  def take_cutover_state, do: GenServer.call(__MODULE__, :take_cutover_state)
+
+  @spec put_cutover_state(term()) :: :ok
+  def put_cutover_state(state), do: GenServer.call(__MODULE__, {:put_cutover_state, state})
+
+  defp call(request) do
+    GenServer.call(__MODULE__, request, :infinity)
+  catch
+    :exit, {:noproc, _call} -> {:error, :not_running}
+  end
+
+  @impl true
+  def init({options, environment}) do
+    Process.flag(:trap_exit, true)
+    state = %__MODULE__{options: options, environment: Map.put(environment, :side, :blue)}
+    {:ok, state, {:continue, :boot}}
+  end
+
+  @impl true
+  def handle_continue(:boot, state) do
+    release = Store.current(state.environment.store)
+    {:noreply, start_boot(%{state | release: release}, :blue)}
+  end
+
+  @impl true
+  def handle_call(:status, _from, state), do: {:reply, describe(state), state}
+
+  def handle_call(:info, _from, state) do
+    {:reply, Map.merge(describe(state), details(state)), state}
+  end
+
+  def handle_call(:await_active, from, %{start: :pending} = state),
+    do: {:noreply, %{state | starter: from}}
+
+  def handle_call(:await_active, _from, state), do: {:reply, state.start, state}
+
+  def handle_call({:upgrade, _path, _options, _origin}, _from, %{swap: %Task{}} = state),
+    do: {:reply, {:error, :upgrade_in_progress}, state}
+
+  def handle_call({:upgrade, _path, _options, _origin}, _from, %{active: nil} = state),
+    do: {:reply, {:error, :no_active_peer}, state}
+
+  def handle_call({:upgrade, path, options, origin}, from, state) do
+    task = start_task(:upgrade, [context(state), path, options])
+    {:noreply, %{state | swap: task, callers: [{from, origin}], cutover_state: nil}}
+  end
+
+  def handle_call({:peer_started, peer}, {pid, _tag}, %{boot: %Task{pid: pid}} = state),
+    do: {:reply, :ok, %{state | booting: peer}}
+
+  def handle_call({:peer_started, peer}, _from, state),
+    do: {:reply, :ok, %{state | incoming: peer}}
+
+  def handle_call({:cut_over, incoming, outgoing}, _from, state) do
+    # A request that asked for the swap may be one that the outgoing peer has to finish: it is answered now.
+    {early, callers} =
+      Enum.split_with(state.callers, fn {_from, origin} -> origin == outgoing.node end)
+
+    reply_all(early, :ok)
+
+    {:reply, :ok,
+     activate(%{state | callers: callers, incoming: nil, outgoing: outgoing}, incoming)}
+  end
+
+  def handle_call({:put_cutover_state, value}, _from, state),
+    do: {:reply, :ok, %{state | cutover_state: value}}
+
+  def handle_call(:take_cutover_state, _from, state),
+    do: {:reply, state.cutover_state, %{state | cutover_state: nil}}
+
+  @impl true
+  def handle_info({ref, result}, %{swap: %Task{ref: ref}} = state) do
+    Process.demonitor(ref, [:flush])
+    swap_finished(state, result)
+  end
+
+  def handle_info({ref, result}, %{boot: %Task{ref: ref}} = state) do
+    Process.demonitor(ref, [:flush])
+    boot_finished(state, result)
+  end
+
+  def handle_info({:DOWN, ref, :process, _pid, reason}, %{swap: %Task{ref: ref}} = state),
+    do: state |> end_swap_peers() |> swap_finished({:error, {:crashed, reason}})
+
+  def handle_info({:DOWN, ref, :process, _pid, reason}, %{boot: %Task{ref: ref}} = state),
+    do: state |> end_booting() |> boot_finished({:error, {:crashed, reason}})
+
+  def handle_info({:DOWN, ref, :process, _pid, _reason}, %{monitor: ref} = state) do
+    Logger.error("beam_deploy: the active peer #{state.active.node} ended by itself")
+    :ok = Peer.clean_up(state.active, :ok)
+    side = state.active.side
+    recover(%{state | active: nil, monitor: nil}, side)
+  end
+
+  # Answers of tasks that were ended.
+  def handle_info(_message, state), do: {:noreply, state}
+
+  # SIGTERM stops peers and parent in order: what serves is stopped as its supervision tree wants it.
+  @impl true
+  def terminate(_reason, state) do
+    for task <- [state.swap, state.boot], task, do: Task.shutdown(task, :brutal_kill)
+    state = state |> end_swap_peers() |> end_booting()
+    if state.active, do: Peer.stop(state.active, state.options.shutdown_timeout || :infinity)
+    Store.close(state.environment.store)
+  end
+
+  defp swap_finished(state, result) do
+    {answer, state} = outcome(state, result)
+    reply_all(state.callers, answer)
+    state = %{state | swap: nil, callers: [], incoming: nil, outgoing: nil}
+    # While it ran, the peer that it would have replaced may have ended.
+    if state.active || state.boot,
+      do: {:noreply, state},
+      else: recover(state, state.environment.side)
+  end
+
+  defp outcome(state, {:ok, summary}), do: {:ok, %{state | last_swap: summary}}
+  defp outcome(state, {:error, reason}), do: {{:error, reason}, state}
+
+  defp boot_finished(state, {:ok, peer}) do
+    {:noreply, %{state | boot: nil, booting: nil} |> activate(peer) |> started(:ignore)}
+  end
+
+  # Of the very first boot whoever starts the parent hears; it is not repeated.
+  defp boot_finished(%{start: :pending} = state, {:error, reason}),
+    do: {:noreply, started(%{state | boot: nil, booting: nil}, {:error, reason})}
+
+  defp boot_finished(state, {:error, reason}) do
+    Logger.error(
+      "beam_deploy: release #{state.release.version} does not boot again: #{inspect(reason)}"
+    )
+
+    recover(%{state | boot: nil, booting: nil}, state.environment.side)
+  end
+
+  defp started(%{start: :pending} = state, result) do
+    if state.starter, do: GenServer.reply(state.starter, result)
+    %{state | start: result, starter: nil}
+  end
+
+  defp started(state, _result), do: state
+
+  defp activate(state, peer) do
+    if state.monitor, do: Process.demonitor(state.monitor, [:flush])
+    environment = Map.put(state.environment, :side, peer.side)
+
+    %{
+      state
+      | active: peer,
+        monitor: Process.monitor(peer.control),
+        release: peer.release,
+        environment: environment
+    }
+  end
+
+  # A swap that has not cut over will put its own peer in the place of the one that ended; if it fails, this comes again.
+  defp recover(%{swap: %Task{}, outgoing: nil} = state, _side), do: {:noreply, state}
+
+  defp recover(state, side) do
+    now = System.monotonic_time(:second)
+    crashes = [now | Enum.filter(state.crashes, &(now - &1 < state.options.max_seconds))]
+    state = %{state | crashes: crashes}
+
+    cond do
+      # The whole system stops, and its peers may have been told so before the parent.
+      stopping?() ->
+        {:noreply, state}
+
+      length(crashes) > state.options.max_restarts ->
+        {:stop, {:peer_keeps_ending, state.release.version}, state}
+
+      true ->
+        {:noreply, start_boot(state, side)}
+    end
+  end
+
+  defp stopping?, do: match?({:stopping, _progress}, :init.get_status())
+
+  defp start_boot(state, side) do
+    %{state | boot: start_task(:boot, [context(%{state | active: nil}), state.release, side])}
+  end
+
+  defp start_task(function, arguments),
+    do: Task.Supervisor.async_nolink(BeamDeploy.TaskSupervisor, BlueGreen, function, arguments)
+
+  defp context(state) do
+    %BlueGreen{
+      options: state.options,
+      environment: state.environment,
+      store: state.environment.store,
+      outgoing: state.active
+    }
+  end
+
+  defp end_swap_peers(state) do
+    for peer <- [state.incoming, state.outgoing], peer, do: Peer.kill(peer)
+    %{state | incoming: nil, outgoing: nil}
+  end
+
+  defp end_booting(state) do
+    if state.booting, do: Peer.kill(state.booting)
+    %{state | booting: nil}
+  end
+
+  defp reply_all(callers, answer),
+    do: Enum.each(callers, fn {from, _origin} -> GenServer.reply(from, answer) end)
+
+  defp describe(state),
+    do: %{active_node: state.active && state.active.node, upgrading: state.swap != nil}
+
+  defp details(state) do
+    %{
+      parent_node: node(),
+      base: identity(state.environment.base),
+      current: identity(state.release),
+      peers:
+        for(
+          peer <- [state.active, state.incoming, state.outgoing, state.booting],
+          peer,
+          do: about(peer)
+        ),
+      listeners: Listener.info(),
+      store: state.environment.store.dir,
+      last_swap: state.last_swap
+    }
+  end
+
+  defp about(peer),
+    do: %{node: peer.node, side: peer.side, os_pid: peer.os_pid, version: peer.release.version}
+
+  defp identity(release),
+    do: %{version: release.version, sha256: release.sha256, root: release.root}
+end

@@ -1,0 +1,282 @@
+defmodule BeamDeploy.BlueGreen.Peer do
+  @moduledoc false
+  # Responsible for: peers as the parent sees them: start, calls with a deadline, end; foreign failures are translated here.
+  # Not for: archives, listeners, or why a peer is started.
+
+  alias BeamDeploy.{Native, Release, Remote}
+  alias BeamDeploy.BlueGreen.Output
+  alias BeamDeploy.Release.Boot
+
+  @enforce_keys [:node, :side, :release, :control, :os_pid, :output]
+  defstruct [:node, :side, :release, :control, :os_pid, :output]
+
+  @type t :: %__MODULE__{
+          node: node(),
+          side: :blue | :green,
+          release: Release.t(),
+          control: pid(),
+          os_pid: pos_integer() | nil,
+          output: pid()
+        }
+
+  # How long a VM that got SIGKILL may take to be gone: the kernel has its memory to give back.
+  @kill_timeout 30_000
+
+  @doc """
+  Starts the VM of a release, without waiting for anything. `context` holds `:side`, `:outgoing` (node or nil), `:base` (the
+  parent's release), `:run_dir`, `:socket` and `:preload` (module names as lines).
+  """
+  @spec start(Release.t(), map()) :: {:ok, t()} | {:error, term()}
+  def start(%Release{} = release, %{side: side, run_dir: run_dir} = context) do
+    node = node_name(node(), side, System.get_env("BEAM_DEPLOY_PEER_HOST"))
+    path = fn extension -> Path.join(run_dir, "#{side}.#{extension}") end
+
+    with {:ok, script} <- read_boot_script(release),
+         {:ok, script} <- Boot.boot_script(script),
+         :ok <- File.write(path.("boot"), script),
+         :ok <- File.write(path.("modules"), context.preload),
+         {:ok, output} <- start_output(path.("log")) do
+      command =
+        Boot.command(
+          release,
+          %{
+            node: node,
+            parent: node(),
+            side: side,
+            outgoing: context.outgoing,
+            cookie: Atom.to_string(Node.get_cookie()),
+            socket: context.socket,
+            boot: Path.rootname(path.("boot")),
+            output: path.("log"),
+            preload: path.("modules")
+          },
+          context.base,
+          System.get_env()
+        )
+
+      start_control(release, node, side, command, output)
+    end
+  end
+
+  defp start_output(path),
+    do: DynamicSupervisor.start_child(BeamDeploy.PeerSupervisor, {Output, path})
+
+  defp start_control(release, node, side, command, output) do
+    options =
+      Map.merge(command, %{
+        name: node,
+        longnames: Boot.long_name?(node),
+        connection: :standard_io,
+        # Neither the name of the message nor its arrival matters: the peer's own connection tells more.
+        wait_boot: {self(), make_ref()},
+        shutdown: :close
+      })
+
+    spec = %{
+      id: node,
+      start: {__MODULE__, :start_control, [options, Output.device(output)]},
+      restart: :temporary,
+      shutdown: 5_000
+    }
+
+    case DynamicSupervisor.start_child(BeamDeploy.PeerSupervisor, spec) do
+      {:ok, control} ->
+        {:ok,
+         %__MODULE__{
+           node: node,
+           side: side,
+           release: release,
+           control: control,
+           os_pid: os_pid(control),
+           output: output
+         }}
+
+      {:error, reason} ->
+        finish_output(output)
+        {:error, {:boot_failed, %{version: release.version, reason: reason, output: ""}}}
+    end
+  end
+
+  # `:peer` prints what arrives on the peer's standard output to its group leader.
+  @doc false
+  def start_control(options, device) do
+    with {:ok, control} <- :peer.start_link(options) do
+      true = Process.group_leader(control, device)
+      {:ok, control}
+    end
+  end
+
+  defp os_pid(control) do
+    with {:links, links} <- Process.info(control, :links),
+         port when is_port(port) <- Enum.find(links, &is_port/1),
+         {:os_pid, os_pid} <- Port.info(port, :os_pid) do
+      os_pid
+    else
+      _ended_already -> nil
+    end
+  end
+
+  defp read_boot_script(release) do
+    name = System.get_env("RELEASE_BOOT_SCRIPT", "start")
+
+    case File.read(Path.join([release.root, "releases", release.version, name <> ".boot"])) do
+      {:ok, script} -> {:ok, script}
+      {:error, reason} -> {:error, {:invalid_release, {:boot_script, reason}}}
+    end
+  end
+
+  @doc "The name of the peer of a side: the parent's with the side, so that names are used again and again."
+  @spec node_name(node(), :blue | :green, String.t() | nil) :: node()
+  def node_name(parent, side, host) do
+    [name, parent_host] = parent |> Atom.to_string() |> String.split("@", parts: 2)
+    String.to_atom("#{name}_#{side}@#{host || parent_host}")
+  end
+
+  @doc "Waits until the peer has run its whole boot script, applications included."
+  @spec await_started(t(), timeout()) :: :ok | {:error, {:boot_failed | :boot_timeout, map()}}
+  def await_started(peer, timeout) do
+    deadline = deadline(timeout)
+    monitor = Process.monitor(peer.control)
+    :ok = :net_kernel.monitor_nodes(true)
+
+    try do
+      with :ok <- await_node(peer, monitor, deadline),
+           do: peer |> ask_started() |> await_answer(peer, monitor, deadline)
+    after
+      :net_kernel.monitor_nodes(false)
+      Process.demonitor(monitor, [:flush])
+    end
+  end
+
+  defp await_node(peer, monitor, deadline) do
+    node = peer.node
+
+    if node in Node.list(:connected) do
+      :ok
+    else
+      receive do
+        {:nodeup, ^node} -> :ok
+        {:DOWN, ^monitor, :process, _pid, _reason} -> {:error, {:boot_failed, details(peer)}}
+      after
+        remaining(deadline) -> {:error, {:boot_timeout, details(peer)}}
+      end
+    end
+  end
+
+  defp ask_started(peer), do: Task.async(__MODULE__, :call, [peer, :await_started, [], :infinity])
+
+  defp await_answer(%Task{ref: ref} = task, peer, monitor, deadline) do
+    receive do
+      {^ref, {:ok, :ok}} ->
+        Process.demonitor(ref, [:flush])
+        :ok
+
+      # The node went first; its end follows.
+      {^ref, {:error, _noconnection}} ->
+        Process.demonitor(ref, [:flush])
+        await_end(peer, monitor, deadline)
+
+      {:DOWN, ^monitor, :process, _pid, _reason} ->
+        Task.shutdown(task, :brutal_kill)
+        {:error, {:boot_failed, details(peer)}}
+    after
+      remaining(deadline) ->
+        Task.shutdown(task, :brutal_kill)
+        {:error, {:boot_timeout, details(peer)}}
+    end
+  end
+
+  defp await_end(peer, monitor, deadline) do
+    receive do
+      {:DOWN, ^monitor, :process, _pid, _reason} -> {:error, {:boot_failed, details(peer)}}
+    after
+      remaining(deadline) -> {:error, {:boot_timeout, details(peer)}}
+    end
+  end
+
+  @doc "What an error says of a peer that did not come up."
+  @spec details(t()) :: map()
+  def details(peer),
+    do: %{version: peer.release.version, node: peer.node, output: Output.tail(peer.output)}
+
+  @doc "Calls a function of `BeamDeploy.Remote` in the peer. An exception there is the answer here."
+  @spec call(t(), atom(), [term()], timeout()) :: {:ok, term()} | {:error, term()}
+  def call(%__MODULE__{node: node}, function, arguments, timeout) do
+    {:ok, :erpc.call(node, Remote, function, arguments, timeout)}
+  catch
+    :error, {:erpc, reason} ->
+      {:error, reason}
+
+    :error, {:exception, reason, stack} ->
+      {:error, {:exception, Exception.format(:error, reason, stack)}}
+
+    :exit, {:exception, reason} ->
+      {:error, {:exit, reason}}
+
+    :throw, value ->
+      {:error, {:throw, value}}
+  end
+
+  @doc "From now on the peer prints to the parent's own output."
+  @spec attach_output(t()) :: :ok
+  def attach_output(peer) do
+    # Should the parent's output not be had, the peer goes on with the file.
+    with {:ok, :ok} <- call(peer, :attach_output, [], 5_000), do: finish_output(peer.output)
+    :ok
+  end
+
+  @doc "Whether the VM is there."
+  @spec alive?(t()) :: boolean()
+  def alive?(%__MODULE__{control: control}), do: Process.alive?(control)
+
+  @doc "Stops the peer as `init:stop/0` does; past the timeout it is killed. Returns when it is gone."
+  @spec stop(t(), timeout()) :: :stopped | :killed
+  def stop(peer, timeout) do
+    monitor = Process.monitor(peer.control)
+    asked = call(peer, :stop, [], 5_000)
+
+    receive do
+      {:DOWN, ^monitor, :process, _pid, _reason} -> clean_up(peer, :stopped)
+    after
+      if(match?({:ok, :ok}, asked), do: timeout, else: 0) ->
+        Process.demonitor(monitor, [:flush])
+        kill(peer)
+    end
+  end
+
+  @doc "Ends the peer at once. Returns when it is gone."
+  @spec kill(t()) :: :killed
+  def kill(peer) do
+    monitor = Process.monitor(peer.control)
+    # The port is open as long as the control process lives, so the number is still this peer's.
+    if peer.os_pid && alive?(peer), do: Native.kill(peer.os_pid)
+
+    receive do
+      {:DOWN, ^monitor, :process, _pid, _reason} -> clean_up(peer, :killed)
+    after
+      @kill_timeout ->
+        :ok = DynamicSupervisor.terminate_child(BeamDeploy.PeerSupervisor, peer.control)
+        clean_up(peer, :killed)
+    end
+  end
+
+  @doc "After a peer's end: what it printed last goes out, its files go."
+  @spec clean_up(t(), result) :: result when result: term()
+  def clean_up(peer, result) do
+    finish_output(peer.output)
+    result
+  end
+
+  defp finish_output(output) do
+    case DynamicSupervisor.terminate_child(BeamDeploy.PeerSupervisor, output) do
+      :ok -> :ok
+      {:error, :not_found} -> :ok
+    end
+  end
+
+  defp deadline(:infinity), do: :infinity
+  defp deadline(timeout), do: System.monotonic_time(:millisecond) + timeout
+
+  defp remaining(:infinity), do: :infinity
+  defp remaining(deadline), do: max(deadline - System.monotonic_time(:millisecond), 0)
+end

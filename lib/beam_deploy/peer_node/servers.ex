@@ -1,0 +1,97 @@
+defmodule BeamDeploy.PeerNode.Servers do
+  @moduledoc false
+  # Responsible for: having the peer's servers listen on the parent's sockets: endpoint configuration before the user's
+  # tree starts, and listeners that the user opens alone.
+  # Not for: how a server takes a descriptor; one module for each server under `BeamDeploy.Integration` knows that.
+
+  alias BeamDeploy.{Options, PeerNode}
+  alias BeamDeploy.Integration.Phoenix
+  alias BeamDeploy.PeerNode.Descriptors
+
+  @doc """
+  Adjusts the configuration of the application's endpoints, persistently: `Application.load/1` would otherwise put back
+  what the release's files say.
+  """
+  @spec configure(Options.t()) :: :ok | {:error, term()}
+  def configure(%Options{otp_app: app} = options) do
+    options.endpoint
+    |> endpoints(app)
+    |> Enum.reduce_while(:ok, fn endpoint, :ok ->
+      case adjust(app, endpoint) do
+        :ok -> {:cont, :ok}
+        {:error, reason} -> {:halt, {:error, {:listen_failed, endpoint, reason}}}
+      end
+    end)
+  end
+
+  defp endpoints(:convention, app), do: Phoenix.conventional_endpoints(app)
+  defp endpoints(endpoints, _app), do: endpoints
+
+  defp adjust(app, endpoint) do
+    config = Application.get_env(app, endpoint, [])
+
+    with {:ok, adjusted} <- Phoenix.adopt(config, &acquire/1) do
+      Application.put_env(app, endpoint, adjusted, persistent: true)
+    end
+  end
+
+  @doc "What `BeamDeploy.listen/2` does in a peer."
+  @spec listen(:inet.port_number(), [term()]) :: {:ok, :gen_tcp.socket()} | {:error, term()}
+  def listen(port, options) do
+    with {:ok, address, others} <- split_address(port, options) do
+      case acquire(address) do
+        {:adopt, descriptor, family} -> :gen_tcp.listen(0, [family, {:fd, descriptor} | others])
+        :share -> :gen_tcp.listen(port, [reuse_port() | options])
+        {:error, reason} -> {:error, reason}
+      end
+    end
+  end
+
+  @doc "A descriptor for an address, with the family that has to be named beside it, or how else to listen."
+  @spec acquire({:inet.ip_address(), :inet.port_number(), boolean() | nil}) ::
+          {:adopt, non_neg_integer(), :inet | :inet6} | :share | {:error, term()}
+  def acquire({ip, _port, _only_v6} = address) do
+    case Descriptors.fetch({:listen, PeerNode.identity().side, address}) do
+      {:ok, [descriptor]} -> {:adopt, descriptor, family(ip)}
+      :overlap -> :share
+      {:error, reason} -> {:error, reason}
+    end
+  end
+
+  @doc "SO_REUSEPORT by its number: `{reuseport, true}` exists from OTP 26 on only. This form suits every server."
+  @spec reuse_port() :: {:raw, {1, 15, <<_::32>>}}
+  def reuse_port, do: {:raw, {1, 15, <<1::32-native>>}}
+
+  defp family(ip) when tuple_size(ip) == 8, do: :inet6
+  defp family(_ip), do: :inet
+
+  # What is fixed when a socket is bound cannot be given with a descriptor. A backlog must be: without one, listening on
+  # the shared socket would cut its queue to five.
+  @bound_options [:ip, :ifaddr, :ipv6_v6only, :reuseaddr, :reuseport, :inet, :inet6]
+
+  defp split_address(port, options) do
+    v6? = :inet6 in options
+    {bound, others} = Enum.split_with(options, &(option_name(&1) in @bound_options))
+    keyed = Enum.filter(bound, &is_tuple/1)
+
+    case Keyword.get(keyed, :ip, Keyword.get(keyed, :ifaddr, :any)) do
+      ip when is_tuple(ip) and tuple_size(ip) in [4, 8] -> {:ok, ip}
+      :any -> {:ok, if(v6?, do: {0, 0, 0, 0, 0, 0, 0, 0}, else: {0, 0, 0, 0})}
+      :loopback -> {:ok, if(v6?, do: {0, 0, 0, 0, 0, 0, 0, 1}, else: {127, 0, 0, 1})}
+      _other -> {:error, :einval}
+    end
+    |> case do
+      {:ok, ip} -> {:ok, {ip, port, keyed[:ipv6_v6only]}, put_backlog(others)}
+      error -> error
+    end
+  end
+
+  defp put_backlog(options) do
+    if Enum.any?(options, &match?({:backlog, _}, &1)),
+      do: options,
+      else: [{:backlog, 1024} | options]
+  end
+
+  defp option_name(option) when is_atom(option), do: option
+  defp option_name(option), do: elem(option, 0)
+end

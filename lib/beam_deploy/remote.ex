@@ -1,0 +1,72 @@
+defmodule BeamDeploy.Remote do
+  @moduledoc false
+  # Everything that crosses between parent and peers: named functions with plain terms, and nothing else. Parent and peer
+  # may run different versions of BeamDeploy, so a function here changes neither its arguments nor its answers; what must
+  # change gets a new name, and `version/0` grows.
+
+  alias BeamDeploy.BlueGreen.{Coordinator, Handoff}
+  alias BeamDeploy.PeerNode
+  alias BeamDeploy.PeerNode.{Console, Preload}
+
+  @version 1
+
+  @doc "The version of this protocol, on either side."
+  @spec version() :: pos_integer()
+  def version, do: @version
+
+  # In a peer, called by the parent.
+
+  @spec await_started() :: :ok
+  def await_started, do: Console.await_started()
+
+  @spec attach_output() :: :ok | {:error, term()}
+  def attach_output, do: Console.attach()
+
+  @spec load_modules() :: non_neg_integer()
+  def load_modules, do: Preload.load_all()
+
+  @doc "The names of all loaded modules, as lines: the next peer loads these first."
+  @spec loaded_modules() :: binary()
+  def loaded_modules do
+    :code.all_loaded()
+    |> Enum.map(fn {module, _file} -> [Atom.to_string(module), ?\n] end)
+    |> IO.iodata_to_binary()
+  end
+
+  @spec put_counterpart(:incoming | :outgoing, node() | nil) :: :ok
+  def put_counterpart(role, node), do: PeerNode.put_counterpart(role, node)
+
+  # Each release has its own hooks: those that its peer was started with. An exception in one is the caller's.
+
+  @spec check_health() :: term()
+  def check_health, do: PeerNode.run_hook(:health_check, [], :ok)
+
+  @spec after_cutover(term()) :: term()
+  def after_cutover(state), do: PeerNode.run_hook(:after_cutover, [state], :ok)
+
+  @spec stop() :: :ok
+  def stop, do: :init.stop()
+
+  # On the parent, called by peers.
+
+  @spec upgrade(Path.t(), keyword(), node()) :: :ok | {:error, term()}
+  def upgrade(path, options, origin), do: Coordinator.upgrade(path, options, origin)
+
+  @spec status() :: %{active_node: node() | nil, upgrading: boolean()}
+  def status, do: Coordinator.status()
+
+  @spec info() :: map()
+  def info, do: Coordinator.info()
+
+  @spec put_cutover_state(term()) :: :ok
+  def put_cutover_state(state), do: Coordinator.put_cutover_state(state)
+
+  @spec put_handoff(term(), term()) :: :ok
+  def put_handoff(key, value), do: Handoff.put(key, value)
+
+  @spec get_handoff(term()) :: term() | nil
+  def get_handoff(key), do: Handoff.get(key)
+
+  @spec get_all_handoff() :: map()
+  def get_all_handoff, do: Handoff.all()
+end
