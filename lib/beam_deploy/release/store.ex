@@ -70,10 +70,17 @@ defmodule BeamDeploy.Release.Store do
     dir = Path.expand(dir)
 
     with :ok <- make_private(dir),
-         {:ok, lock} <- take_lock(dir),
-         store = %__MODULE__{dir: dir, lock: lock, base: base, base_id: base_id(base)},
-         {:ok, state} <- prepare(store) do
-      finish_open(store, state)
+         {:ok, lock} <- take_lock(dir) do
+      store = %__MODULE__{dir: dir, lock: lock, base: base, base_id: base_id(base)}
+
+      case recover(store) do
+        :ok ->
+          {:ok, store}
+
+        {:error, reason} ->
+          :ok = close(store)
+          {:error, reason}
+      end
     end
   end
 
@@ -256,19 +263,12 @@ defmodule BeamDeploy.Release.Store do
     end
   end
 
-  defp prepare(store) do
-    with :ok <- make_directories(store), do: read_state(store)
-  end
-
-  defp finish_open(store, state) do
-    with {:ok, state} <- reconcile(store, state),
+  defp recover(store) do
+    with :ok <- make_directories(store),
+         {:ok, found} <- read_state(store),
+         state = reconcile(store, found),
          :ok <- write_state(store, state) do
       remove_unlisted(store, state)
-      {:ok, store}
-    else
-      error ->
-        :ok = close(store)
-        error
     end
   end
 
@@ -283,15 +283,15 @@ defmodule BeamDeploy.Release.Store do
     end)
   end
 
-  defp reconcile(store, nil), do: {:ok, State.new(store.base_id)}
+  defp reconcile(store, nil), do: State.new(store.base_id)
 
   defp reconcile(store, %{base: base_id} = state) when base_id != store.base_id do
     Logger.notice("a new base release, #{store.base.version}, replaces what was deployed before")
-    {:ok, State.rebase(state, store.base_id)}
+    State.rebase(state, store.base_id)
   end
 
   defp reconcile(store, state) do
-    {:ok, state |> State.keep(&whole?(store, &1)) |> warn_of_loss(state)}
+    state |> State.keep(&whole?(store, &1)) |> warn_of_loss(state)
   end
 
   defp warn_of_loss(state, %{current: current}) when state.current != current do
@@ -314,8 +314,9 @@ defmodule BeamDeploy.Release.Store do
         dir == "staging" or name not in listed,
         do: :ok = remove(store, Path.join([store.dir, dir, name]))
 
-    for name <- list(Path.join(store.dir, "trash")),
-        do: :ok = delete(Path.join([store.dir, "trash", name]))
+    Enum.each(list(Path.join(store.dir, "trash")), fn name ->
+      :ok = delete(Path.join([store.dir, "trash", name]))
+    end)
   end
 
   # --- state
@@ -398,8 +399,8 @@ defmodule BeamDeploy.Release.Store do
   end
 
   defp write_manifest(root, release) do
-    path = Path.join(root, @manifest)
-    File.write(path, State.seal(release.sha256))
+    # The archive may hold one of that name: then it is none of ours, or a link to something else.
+    File.write(Path.join(root, @manifest), State.seal(release.sha256), [:exclusive])
   end
 
   defp read_manifest(root) do
