@@ -66,7 +66,7 @@ defmodule BeamDeploy.PeerNode do
   defp take_identity do
     %{
       parent: String.to_atom(take("BEAM_DEPLOY_PARENT")),
-      side: String.to_existing_atom(take("BEAM_DEPLOY_SIDE")),
+      side: String.to_atom(take("BEAM_DEPLOY_SIDE")),
       outgoing: take_node("BEAM_DEPLOY_OUTGOING"),
       incoming: nil,
       socket: take("BEAM_DEPLOY_SOCKET"),

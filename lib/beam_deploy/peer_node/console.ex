@@ -39,8 +39,8 @@ defmodule BeamDeploy.PeerNode.Console do
   def await_started, do: request(:await_started)
 
   defp request(request) do
-    monitor = Process.monitor(__MODULE__)
-    send(__MODULE__, {request, self(), monitor})
+    monitor = Process.monitor(:user)
+    send(:user, {request, self(), monitor})
 
     receive do
       {^monitor, reply} ->
@@ -55,7 +55,6 @@ defmodule BeamDeploy.PeerNode.Console do
   @doc false
   def init(peer_user) do
     Process.flag(:trap_exit, true)
-    Process.register(self(), __MODULE__)
     Process.group_leader(self(), self())
     port = take_port(peer_user)
     :ok = Native.redirect(:stdout, 2)
@@ -78,16 +77,25 @@ defmodule BeamDeploy.PeerNode.Console do
     {:links, links} = Process.info(peer_user, :links)
     [port] = Enum.filter(links, &is_port/1)
     send(peer_user, {:init, :started})
-    await_idle(peer_user)
+
+    await(fn ->
+      Process.info(peer_user, [:message_queue_len, :status]) == [
+        message_queue_len: 0,
+        status: :waiting
+      ]
+    end)
+
     true = :erlang.suspend_process(peer_user)
+    # What is on its way must not end up in the new output.
+    await(fn -> Port.info(port, :queue_size) == {:queue_size, 0} end)
     true = Port.connect(port, self())
     port
   end
 
-  defp await_idle(pid) do
-    case Process.info(pid, [:message_queue_len, :status]) do
-      [message_queue_len: 0, status: :waiting] -> :ok
-      _busy -> :erlang.yield() && await_idle(pid)
+  defp await(condition) do
+    unless condition.() do
+      Process.sleep(1)
+      await(condition)
     end
   end
 
