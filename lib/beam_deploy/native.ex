@@ -40,4 +40,13 @@ defmodule BeamDeploy.Native do
   def unlock_file(_lock), do: :erlang.nif_error(:nif_not_loaded)
   def replace_file(_path, _contents), do: :erlang.nif_error(:nif_not_loaded)
   def sync_file_system(_path), do: :erlang.nif_error(:nif_not_loaded)
+
+  # src/beam.rs, owner BeamDeploy.HotUpgrade.Beam
+  def beam_md5s(_beam, _significant), do: :erlang.nif_error(:nif_not_loaded)
+  def beam_facts(_beam), do: :erlang.nif_error(:nif_not_loaded)
+  def beam_names(_beam), do: :erlang.nif_error(:nif_not_loaded)
+
+  # src/scan.rs, owner BeamDeploy.HotUpgrade.Scan
+  def release_scan(_archive, _significant, _known, _differences, _limits),
+    do: :erlang.nif_error(:nif_not_loaded)
 end

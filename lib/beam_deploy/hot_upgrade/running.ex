@@ -1,0 +1,169 @@
+defmodule BeamDeploy.HotUpgrade.Running do
+  @moduledoc false
+  # Responsible for: the contents of what runs in this node, as a plan compares with them.
+  # Not for: processes.
+
+  alias BeamDeploy.HotUpgrade.{Beam, Contents, SysConfig}
+
+  @doc "What is loaded counts; what is not loaded yet counts as its file, since that is what would be loaded."
+  @spec contents() :: Contents.t()
+  def contents do
+    applications = applications()
+
+    %Contents{
+      name: System.get_env("RELEASE_NAME"),
+      version: System.get_env("RELEASE_VSN"),
+      erts_version: List.to_string(:erlang.system_info(:version)),
+      applications: Map.new(applications, fn {app, vsn} -> {Atom.to_string(app), vsn} end),
+      bundled_erts?: bundled_erts?(),
+      modules: modules(applications),
+      files: files(applications),
+      config: config()
+    }
+  end
+
+  @doc "Root of the release that runs here, or nil outside of one."
+  @spec release_root() :: Path.t() | nil
+  def release_root do
+    with root when root != nil <- System.get_env("RELEASE_ROOT"),
+         version when version != nil <- System.get_env("RELEASE_VSN"),
+         true <- File.dir?(Path.join([root, "releases", version])) do
+      root
+    else
+      _none -> nil
+    end
+  end
+
+  @doc """
+  Contents of the file that a loaded module came from, if it is there and still the same.
+
+  In the file the code stands as it was loaded, which is what undoing an upgrade needs.
+  """
+  @spec object_code(module()) :: {:ok, charlist(), binary()} | {:error, :not_found | :differs}
+  def object_code(module) do
+    with path when is_list(path) <- :code.which(module),
+         {:ok, beam} <- File.read(path) do
+      if same?(module, beam), do: {:ok, path, beam}, else: {:error, :differs}
+    else
+      _none -> {:error, :not_found}
+    end
+  end
+
+  @doc "The MD5 of a module without the chunk that stripping removes, when its file tells it."
+  @spec bare_md5(String.t()) :: binary() | nil
+  def bare_md5(name) do
+    with {:ok, module} <- existing_atom(name),
+         {:ok, _path, beam} <- object_code(module),
+         {:ok, {_whole, bare}} <- Beam.md5s(beam) do
+      bare
+    else
+      _none -> nil
+    end
+  end
+
+  @doc "Names of the fields of a loaded struct."
+  @spec struct_fields(String.t()) :: [String.t()] | nil
+  def struct_fields(name) do
+    with {:ok, module} <- existing_atom(name),
+         true <- function_exported?(module, :__struct__, 0) do
+      module.__struct__()
+      |> Map.delete(:__struct__)
+      |> Map.keys()
+      |> Enum.map(&to_string/1)
+      |> Enum.sort()
+    else
+      _none -> nil
+    end
+  end
+
+  @spec existing_atom(String.t()) :: {:ok, atom()} | :error
+  def existing_atom(name) do
+    {:ok, String.to_existing_atom(name)}
+  rescue
+    ArgumentError -> :error
+  end
+
+  defp same?(module, beam) do
+    case Beam.md5s(beam) do
+      {:ok, {whole, bare}} -> module.module_info(:md5) in [whole, bare]
+      {:error, _reason} -> false
+    end
+  end
+
+  defp applications do
+    for {app, _description, vsn} <- Application.loaded_applications(),
+        do: {app, List.to_string(vsn)}
+  end
+
+  defp modules(applications) do
+    loaded =
+      for {module, path} <- :code.all_loaded(), path != :preloaded, into: %{} do
+        {Atom.to_string(module), %{md5: module.module_info(:md5), app: nil}}
+      end
+
+    for {app, _vsn} <- applications,
+        module <- Application.spec(app, :modules),
+        reduce: loaded do
+      modules -> add(modules, Atom.to_string(app), module)
+    end
+  end
+
+  defp add(modules, app, module) do
+    name = Atom.to_string(module)
+
+    case modules do
+      %{^name => known} -> %{modules | name => %{known | app: app}}
+      _not_loaded -> add_file(modules, name, app, :code.which(module))
+    end
+  end
+
+  defp add_file(modules, name, app, path) when is_list(path) do
+    with {:ok, beam} <- File.read(path),
+         {:ok, {whole, bare}} <- Beam.md5s(beam) do
+      Map.put(modules, name, %{md5: whole, bare_md5: bare, app: app})
+    else
+      _unreadable -> modules
+    end
+  end
+
+  defp add_file(modules, _name, _app, _not_a_file), do: modules
+
+  defp files(applications) do
+    for {app, _vsn} <- applications,
+        directory when is_list(directory) <- [:code.priv_dir(app)],
+        directory = List.to_string(directory),
+        path <- regular_files(directory),
+        {:ok, contents} <- [File.read(path)],
+        into: %{} do
+      {Path.join([Atom.to_string(app), "priv", Path.relative_to(path, directory)]),
+       :erlang.md5(contents)}
+    end
+  end
+
+  defp regular_files(path) do
+    case File.ls(path) do
+      {:ok, names} -> Enum.flat_map(names, &regular_files(Path.join(path, &1)))
+      {:error, :enotdir} -> [path]
+      {:error, _posix} -> []
+    end
+  end
+
+  defp config do
+    with root when root != nil <- release_root(),
+         version = System.fetch_env!("RELEASE_VSN"),
+         directory = Path.join([root, "releases", version]) do
+      for name <- Contents.config_names(),
+          {:ok, text} <- [File.read(Path.join(directory, name))],
+          into: %{} do
+        {name, SysConfig.without_version(text, version)}
+      end
+    else
+      nil -> %{}
+    end
+  end
+
+  defp bundled_erts? do
+    root = List.to_string(:code.root_dir())
+    System.get_env("RELEASE_ROOT") in [root, root <> "/"]
+  end
+end
