@@ -1,0 +1,190 @@
+defmodule BeamDeploy.Test.Instance do
+  @moduledoc false
+  # A release of the sample application that runs as an operator would run it: `bin/sample start` in an OS process of
+  # its own, `bin/sample rpc`, and requests over HTTP.
+
+  import ExUnit.Callbacks, only: [on_exit: 1]
+
+  alias BeamDeploy.Test.{Http, SampleRelease, Wait}
+
+  defstruct [:root, :port, :name, :environment, :log, :store, :shell]
+
+  # The release ends with the test's VM, however that ends: then the shell's standard input is closed.
+  @shell """
+  exec >"$0" 2>&1
+  "$@" </dev/null 3<&- &
+  release=$!
+  (while read -r _; do :; done; kill -9 $release) <&3 >/dev/null 2>&1 &
+  wait $release
+  status=$?
+  kill $! 2>/dev/null
+  echo "exit status $status"
+  exit $status
+  """
+
+  @doc """
+  Starts version 0.1.0 and waits until it serves. Options: `:variant`, `:environment`, `:start_options` (for
+  `BeamDeploy.start_link/2`), `:await` (false returns at once).
+  """
+  def start(tmp_dir, options \\ []) do
+    instance = new(tmp_dir, options)
+    shell = run(instance)
+    instance = %{instance | shell: shell}
+    on_exit(fn -> kill(instance) end)
+    if Keyword.get(options, :await, true), do: await_serving(instance)
+    instance
+  end
+
+  @doc "Starts the same parent once more, after its end."
+  def restart(instance) do
+    instance = %{instance | shell: run(instance)}
+    on_exit(fn -> kill(instance) end)
+    await_serving(instance)
+    instance
+  end
+
+  defp new(tmp_dir, options) do
+    number = System.unique_integer([:positive])
+    port = Http.free_port()
+    name = "t#{System.pid()}n#{number}"
+    store = Path.join(tmp_dir, "store")
+
+    environment =
+      Map.merge(
+        %{
+          "BEAM_DEPLOY" => "1",
+          "BEAM_DEPLOY_DIR" => store,
+          "RELEASE_NODE" => "#{name}@127.0.0.1",
+          "RELEASE_DISTRIBUTION" => "name",
+          "RELEASE_TMP" => Path.join(tmp_dir, "tmp"),
+          "ERL_CRASH_DUMP" => "/dev/null",
+          "SAMPLE_PORT" => "#{port}",
+          "SAMPLE_OPTIONS" => inspect(Keyword.get(options, :start_options, []))
+        },
+        Map.new(Keyword.get(options, :environment, %{}))
+      )
+
+    %__MODULE__{
+      root: SampleRelease.unpacked("0.1.0", Keyword.get(options, :variant, :good)),
+      port: port,
+      name: name,
+      environment: environment,
+      log: Path.join(tmp_dir, "log"),
+      store: Path.join(store, name)
+    }
+  end
+
+  defp run(instance) do
+    Port.open({:spawn_executable, "/bin/sh"}, [
+      :binary,
+      :exit_status,
+      args: ["-c", "exec 3<&0; " <> @shell, instance.log, bin(instance), "start"],
+      env: for({name, value} <- instance.environment, do: {to_charlist(name), to_charlist(value)})
+    ])
+  end
+
+  defp bin(instance), do: Path.join(instance.root, "bin/sample")
+
+  def await_serving(instance) do
+    Wait.until(fn -> serving?(instance) end,
+      timeout: 30_000,
+      otherwise: fn -> "the release does not serve:\n" <> log(instance) end
+    )
+  end
+
+  # The first peer answers a moment before the parent has seen its health check pass.
+  defp serving?(%{environment: %{"BEAM_DEPLOY" => "1"}} = instance),
+    do: log(instance) =~ "swap health"
+
+  defp serving?(instance), do: match?({:ok, %{status: 200}}, Http.get(instance.port, "/version"))
+
+  @doc "The status with which the parent exited."
+  def await_exit(%{shell: shell} = instance, timeout \\ 30_000) do
+    receive do
+      {^shell, {:exit_status, status}} -> status
+    after
+      timeout -> raise "the parent does not end:\n" <> log(instance)
+    end
+  end
+
+  @doc "What an expression prints on the parent, and the exit status of `bin/sample rpc`."
+  def rpc(instance, expression) do
+    System.cmd(bin(instance), ["rpc", expression],
+      env: instance.environment,
+      stderr_to_stdout: true
+    )
+  end
+
+  @doc "The value of an expression on the parent."
+  def eval!(instance, expression) do
+    {output, 0} =
+      rpc(
+        instance,
+        "IO.puts(\"value \" <> Base.encode64(:erlang.term_to_binary((#{expression}))))"
+      )
+
+    [_, encoded] = Regex.run(~r/^value (\S+)$/m, output)
+    encoded |> Base.decode64!() |> :erlang.binary_to_term()
+  end
+
+  @doc "The value of an expression in the active peer."
+  def eval_in_peer!(instance, expression) do
+    eval!(
+      instance,
+      ":erpc.call(BeamDeploy.peer_node(), Code, :eval_string, [#{inspect(expression)}]) |> elem(0)"
+    )
+  end
+
+  def upgrade(instance, tarball, options \\ []),
+    do: eval!(instance, "BeamDeploy.upgrade(#{inspect(tarball)}, #{inspect(options)})")
+
+  def version(instance), do: get!(instance, "/version")
+  def peer_os_pid(instance), do: instance |> get!("/os_pid") |> String.to_integer()
+
+  def get!(instance, path) do
+    {:ok, %{status: 200, body: body}} = Http.get(instance.port, path)
+    body
+  end
+
+  def log(instance) do
+    case File.read(instance.log) do
+      {:ok, text} -> text
+      {:error, :enoent} -> ""
+    end
+  end
+
+  @doc "The OS pids of this instance's VMs, by the node name on their command lines."
+  def os_pids(instance) do
+    for pid <- File.ls!("/proc"),
+        pid =~ ~r/^\d+$/,
+        {:ok, command} <- [File.read("/proc/#{pid}/cmdline")],
+        command =~ "beam.smp" and command =~ "\0#{instance.name}" and not (command =~ "\0rpc-"),
+        do: String.to_integer(pid)
+  end
+
+  def parent_os_pid(instance) do
+    [pid] = os_pids(instance) -- peer_os_pids(instance)
+    pid
+  end
+
+  def peer_os_pids(instance) do
+    Enum.filter(os_pids(instance), fn pid ->
+      match?({:ok, _}, File.read("/proc/#{pid}/cmdline")) and
+        File.read!("/proc/#{pid}/cmdline") =~ ~r/\0#{instance.name}_(blue|green)@/
+    end)
+  end
+
+  @doc "The names of the releases in the store."
+  def staged(instance) do
+    for directory <- ["releases", "staging", "trash"],
+        name <- File.ls!(Path.join(instance.store, directory)),
+        do: name
+  end
+
+  def signal(os_pid, signal), do: {_, 0} = System.cmd("kill", ["-#{signal}", "#{os_pid}"])
+
+  defp kill(instance) do
+    for pid <- os_pids(instance), do: System.cmd("kill", ["-9", "#{pid}"], stderr_to_stdout: true)
+    Wait.until(fn -> os_pids(instance) == [] end)
+  end
+end
