@@ -1,8 +1,8 @@
 //! Reads a release tarball in one pass. Nothing in the archive is trusted: not its names, sizes or links.
 //! Owner in Elixir: `BeamDeploy.Release.Archive`.
 //!
-//! A thread inflates and digests while the calling thread takes the tar apart, a bounded channel between them,
-//! so that memory stays flat whatever the archive claims to hold.
+//! Other threads read and inflate while the calling thread takes the tar apart, bounded channels between them, so
+//! that memory stays flat whatever the archive claims to hold.
 
 mod extract;
 mod metadata;
@@ -18,7 +18,7 @@ use std::thread;
 use tar::EntryType;
 
 use crate::error::{Error, Unsafe};
-use stream::{inflate, Stream};
+use stream::Stream;
 
 pub use extract::{extract, Extracted};
 pub use metadata::{inspect, Metadata};
@@ -83,25 +83,33 @@ where
     F: FnMut(&Member, &mut dyn Read) -> Result<ControlFlow<()>, Error>,
 {
     thread::scope(|scope| {
-        let (chunks, received) = sync_channel(CHUNKS_AHEAD);
+        let (blocks, compressed) = sync_channel(CHUNKS_AHEAD);
+        let (chunks, inflated) = sync_channel(CHUNKS_AHEAD);
         let (give_back, recycled) = sync_channel(CHUNKS_AHEAD);
-        let inflater = thread::Builder::new()
-            .name("bd_inflate".into())
-            .spawn_scoped(scope, move || inflate(source, chunks, recycled))
+        let named = |name: &str| thread::Builder::new().name(name.into());
+        let reader = named("bd_read")
+            .spawn_scoped(scope, move || stream::read(source, blocks))
+            .map_err(Error::extract)?;
+        let inflater = named("bd_inflate")
+            .spawn_scoped(scope, move || stream::inflate(compressed, chunks, recycled))
             .map_err(Error::extract)?;
 
-        // The stream is gone when this returns, which ends an inflater that is still at work.
-        let walked = walk_tar(Stream::new(received, give_back, *limits), limits, visit);
+        // The stream is gone when this returns, which ends an inflater that is still at work, and that the reader.
+        let walked = walk_tar(Stream::new(inflated, give_back, *limits), limits, visit);
         let inflated = inflater
             .join()
             .map_err(|_panic| invalid("the archive cannot be inflated"))?;
+        let digest = reader
+            .join()
+            .map_err(|_panic| invalid("the archive cannot be read"))?;
 
         match (walked, inflated) {
             // Only a consequence: the tar ends early because its gzip stream does.
             (Err(Error::Extract(_)) | Ok(_), Err(error)) => Err(Error::extract(error)),
             (Err(error), _) => Err(error),
-            (Ok(Some(bytes)), Ok(Some(sha256))) => Ok(Some(Walked { sha256, bytes })),
-            (Ok(_), Ok(_)) => Ok(None),
+            (Ok(bytes), Ok(())) => Ok(bytes
+                .zip(digest)
+                .map(|(bytes, sha256)| Walked { sha256, bytes })),
         }
     })
 }

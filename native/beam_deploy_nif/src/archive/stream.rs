@@ -1,7 +1,8 @@
-//! The inflated bytes of a gzip file: made by one thread, read by another, counted and digested on the way.
+//! The inflated bytes of a gzip file. One thread reads and digests, one inflates, a third takes what comes out and
+//! counts it: inflating takes most of the time, and does not have to wait for the rest.
 
 use std::cell::Cell;
-use std::io::{self, BufReader, Read};
+use std::io::{self, BufRead, Read};
 use std::rc::Rc;
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError};
 
@@ -11,57 +12,88 @@ use sha2::{Digest, Sha256};
 use super::{Limits, CHUNK};
 use crate::error::Unsafe;
 
+/// Reads the file and digests it. `None` when nobody wanted the rest.
+pub fn read<R: Read>(mut source: R, blocks: SyncSender<io::Result<Vec<u8>>>) -> Option<[u8; 32]> {
+    let mut sha256 = Sha256::new();
+    loop {
+        let mut block = Vec::with_capacity(CHUNK);
+        let read = source.by_ref().take(CHUNK as u64).read_to_end(&mut block);
+        if let Err(error) = read {
+            drop(blocks.send(Err(error)));
+            return None;
+        }
+        if block.is_empty() {
+            return Some(sha256.finalize().into());
+        }
+        sha256.update(&block);
+        blocks.send(Ok(block)).ok()?;
+    }
+}
+
+/// The blocks of the file as one stream.
+struct Blocks {
+    received: Receiver<io::Result<Vec<u8>>>,
+    block: Vec<u8>,
+    offset: usize,
+    consumed: u64,
+}
+
+impl BufRead for Blocks {
+    fn fill_buf(&mut self) -> io::Result<&[u8]> {
+        if self.offset >= self.block.len() {
+            self.block = match self.received.recv() {
+                Ok(block) => block?,
+                Err(_end) => Vec::new(),
+            };
+            self.offset = 0;
+            self.consumed += self.block.len() as u64;
+        }
+        Ok(self.block.get(self.offset..).unwrap_or_default())
+    }
+
+    fn consume(&mut self, count: usize) {
+        self.offset += count;
+    }
+}
+
+impl Read for Blocks {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let count = self.fill_buf()?.read(buffer)?;
+        self.consume(count);
+        Ok(count)
+    }
+}
+
 pub struct Chunk {
     bytes: Vec<u8>,
     /// Compressed bytes read so far.
     consumed: u64,
 }
 
-struct Digesting<R> {
-    source: R,
-    sha256: Sha256,
-    consumed: u64,
-}
-
-impl<R: Read> Read for Digesting<R> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let count = self.source.read(buffer)?;
-        self.sha256.update(buffer.get(..count).unwrap_or_default());
-        self.consumed += count as u64;
-        Ok(count)
-    }
-}
-
-/// `None` when nobody wanted the rest. Each further gzip member has to begin where the last one ended: anything
-/// else behind it is an error of the decoder.
-pub fn inflate<R: Read>(
-    source: R,
+/// Each further gzip member has to begin where the last one ended: anything else behind it is an error of the
+/// decoder.
+pub fn inflate(
+    received: Receiver<io::Result<Vec<u8>>>,
     chunks: SyncSender<Chunk>,
     recycled: Receiver<Vec<u8>>,
-) -> io::Result<Option<[u8; 32]>> {
-    let digesting = Digesting {
-        source,
-        sha256: Sha256::new(),
+) -> io::Result<()> {
+    let mut gzip = MultiGzDecoder::new(Blocks {
+        received,
+        block: Vec::new(),
+        offset: 0,
         consumed: 0,
-    };
-    let mut gzip = MultiGzDecoder::new(BufReader::with_capacity(CHUNK, digesting));
+    });
 
     loop {
         let mut bytes = recycled.try_recv().unwrap_or_default();
         bytes.clear();
         bytes.reserve(CHUNK);
-        (&mut gzip).take(CHUNK as u64).read_to_end(&mut bytes)?;
-        if bytes.is_empty() {
-            break;
-        }
-        let consumed = gzip.get_ref().get_ref().consumed;
-        if chunks.send(Chunk { bytes, consumed }).is_err() {
-            return Ok(None);
+        gzip.by_ref().take(CHUNK as u64).read_to_end(&mut bytes)?;
+        let consumed = gzip.get_ref().consumed;
+        if bytes.is_empty() || chunks.send(Chunk { bytes, consumed }).is_err() {
+            return Ok(());
         }
     }
-
-    let digest = gzip.into_inner().into_inner().sha256.finalize();
-    Ok(Some(digest.into()))
 }
 
 /// The inflated bytes as they arrive, up to the limits.
