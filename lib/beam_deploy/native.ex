@@ -39,6 +39,7 @@ defmodule BeamDeploy.Native do
   def lock_file(_path), do: :erlang.nif_error(:nif_not_loaded)
   def unlock_file(_lock), do: :erlang.nif_error(:nif_not_loaded)
   def replace_file(_path, _contents), do: :erlang.nif_error(:nif_not_loaded)
+  def spread_directory(_path), do: :erlang.nif_error(:nif_not_loaded)
   def sync_file_system(_path), do: :erlang.nif_error(:nif_not_loaded)
 
   # src/beam.rs, owner BeamDeploy.HotUpgrade.Beam

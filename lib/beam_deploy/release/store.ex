@@ -265,6 +265,7 @@ defmodule BeamDeploy.Release.Store do
 
   defp recover(store) do
     with :ok <- make_directories(store),
+         :ok <- spread(Path.join(store.dir, "staging")),
          {:ok, found} <- read_state(store),
          state = reconcile(store, found),
          :ok <- write_state(store, state) do
@@ -281,6 +282,10 @@ defmodule BeamDeploy.Release.Store do
         {:error, posix} -> {:halt, failed(dir, posix)}
       end
     end)
+  end
+
+  defp spread(dir) do
+    with {:error, posix} <- Native.spread_directory(dir), do: failed(dir, posix)
   end
 
   defp reconcile(store, nil), do: State.new(store.base_id)

@@ -77,6 +77,25 @@ pub fn sync_file_system(path: &Path) -> Result<(), Error> {
     Ok(())
 }
 
+/// Lets ext4 spread what is made in the directory over the disk, as it does below the root directory. It gives no
+/// inode out again for minutes after its file was deleted, and looking for another among thousands just deleted in
+/// the same place makes staging twice as slow. Other file systems do not know the flag and do not need it.
+pub fn spread(path: &Path) -> Result<(), Error> {
+    #[cfg(any(target_os = "linux", target_os = "android"))]
+    {
+        let directory = File::open(path)?;
+        let set = sysfs::ioctl_getflags(&directory)
+            .and_then(|flags| sysfs::ioctl_setflags(&directory, flags | sysfs::IFlags::TOPDIR));
+        match set {
+            Ok(()) | Err(Errno::NOTTY | Errno::OPNOTSUPP | Errno::INVAL | Errno::PERM) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+    }
+    #[cfg(not(any(target_os = "linux", target_os = "android")))]
+    let _unused = path;
+    Ok(())
+}
+
 #[cfg(feature = "nif")]
 mod nif {
     use std::ffi::OsStr;
@@ -116,6 +135,11 @@ mod nif {
     #[rustler::nif(schedule = "DirtyIo")]
     fn replace_file(path: Binary, contents: Binary) -> Done {
         Done(super::replace(as_path(&path), contents.as_slice()))
+    }
+
+    #[rustler::nif(schedule = "DirtyIo")]
+    fn spread_directory(path: Binary) -> Done {
+        Done(super::spread(as_path(&path)))
     }
 
     #[rustler::nif(schedule = "DirtyIo")]
