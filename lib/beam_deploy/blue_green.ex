@@ -10,6 +10,7 @@ defmodule BeamDeploy.BlueGreen do
   require Logger
 
   @poll 10
+  @health_interval 100
   # A peer of the old side has this long without a waiting connection before it counts as empty: an acceptor may hold one
   # that it has taken from the queue and not handed on.
   @quiet 50
@@ -124,11 +125,9 @@ defmodule BeamDeploy.BlueGreen do
   end
 
   defp await_healthy(options, peer) do
-    deadline = deadline(options.health_timeout)
-
     # All modules, as a release in embedded mode has them: the first requests must not wait for their loading.
     with {:ok, _loaded} <- call_alive(peer, :load_modules, [], options.boot_timeout),
-         do: check_health(peer, deadline)
+         do: check_health(peer, deadline(options.health_timeout))
   end
 
   defp call_alive(peer, function, arguments, timeout) do
@@ -136,10 +135,12 @@ defmodule BeamDeploy.BlueGreen do
          do: {:error, {:boot_failed, Map.put(Peer.details(peer), :reason, reason)}}
   end
 
-  defp check_health(peer, deadline) do
+  # A check that is cut off by the deadline says less than the answer before it.
+  defp check_health(peer, deadline, last \\ nil) do
     case Peer.call(peer, :check_health, [], remaining(deadline)) do
       {:ok, passed} when passed in [:ok, true] -> :ok
-      other -> retry_health(peer, deadline, other)
+      {:error, :timeout} -> retry_health(peer, deadline, last || {:error, :timeout})
+      answer -> retry_health(peer, deadline, answer)
     end
   end
 
@@ -152,15 +153,15 @@ defmodule BeamDeploy.BlueGreen do
         {:error, {:health_check_failed, Map.put(Peer.details(peer), :answer, untag(answer))}}
 
       true ->
-        pause() && check_health(peer, deadline)
+        pause(@health_interval) && check_health(peer, deadline, answer)
     end
   end
 
   defp untag({:ok, answer}), do: answer
   defp untag({:error, reason}), do: {:error, reason}
 
-  defp pause do
-    Process.sleep(@poll)
+  defp pause(interval) do
+    Process.sleep(interval)
     true
   end
 
@@ -197,8 +198,8 @@ defmodule BeamDeploy.BlueGreen do
   defp await_empty(outgoing, deadline, quiet_since \\ now()) do
     cond do
       not Peer.alive?(outgoing) or remaining(deadline) == 0 -> :ok
-      Listener.queued(outgoing.side) > 0 -> pause() && await_empty(outgoing, deadline)
-      now() - quiet_since < @quiet -> pause() && await_empty(outgoing, deadline, quiet_since)
+      Listener.queued(outgoing.side) > 0 -> pause(@poll) && await_empty(outgoing, deadline)
+      now() - quiet_since < @quiet -> pause(@poll) && await_empty(outgoing, deadline, quiet_since)
       true -> :ok
     end
   end

@@ -94,7 +94,7 @@ defmodule BeamDeploy.Test.Instance do
 
   # The first peer answers a moment before the parent has seen its health check pass.
   defp serving?(%{environment: %{"BEAM_DEPLOY" => "1"}} = instance),
-    do: log(instance) =~ "swap health"
+    do: log(instance) =~ ~r/swap health version=\S+ node=\S+ [\d.]+ ms/
 
   defp serving?(instance), do: match?({:ok, %{status: 200}}, Http.get(instance.port, "/version"))
 

@@ -7,8 +7,8 @@ defmodule BeamDeploy.BlueGreen.Peer do
   alias BeamDeploy.BlueGreen.Output
   alias BeamDeploy.Release.Boot
 
-  @enforce_keys [:node, :side, :release, :control, :os_pid, :output]
-  defstruct [:node, :side, :release, :control, :os_pid, :output]
+  @enforce_keys [:node, :side, :release, :control, :os_pid, :output, :files]
+  defstruct [:node, :side, :release, :control, :os_pid, :output, :files]
 
   @type t :: %__MODULE__{
           node: node(),
@@ -16,7 +16,8 @@ defmodule BeamDeploy.BlueGreen.Peer do
           release: Release.t(),
           control: pid(),
           os_pid: pos_integer() | nil,
-          output: pid()
+          output: pid(),
+          files: [Path.t()]
         }
 
   # How long a VM that got SIGKILL may take to be gone: the kernel has its memory to give back.
@@ -29,13 +30,15 @@ defmodule BeamDeploy.BlueGreen.Peer do
   @spec start(Release.t(), map()) :: {:ok, t()} | {:error, term()}
   def start(%Release{} = release, %{side: side, run_dir: run_dir} = context) do
     node = node_name(node(), side, System.get_env("BEAM_DEPLOY_PEER_HOST"))
-    path = fn extension -> Path.join(run_dir, "#{side}.#{extension}") end
+
+    [boot, modules, log] =
+      for extension <- ["boot", "modules", "log"], do: Path.join(run_dir, "#{side}.#{extension}")
 
     with {:ok, script} <- read_boot_script(release),
          {:ok, script} <- Boot.boot_script(script),
-         :ok <- File.write(path.("boot"), script),
-         :ok <- File.write(path.("modules"), context.preload),
-         {:ok, output} <- start_output(path.("log")) do
+         :ok <- File.write(boot, script),
+         :ok <- File.write(modules, context.preload),
+         {:ok, output} <- start_output(log) do
       command =
         Boot.command(
           release,
@@ -46,60 +49,64 @@ defmodule BeamDeploy.BlueGreen.Peer do
             outgoing: context.outgoing,
             cookie: Atom.to_string(Node.get_cookie()),
             socket: context.socket,
-            boot: Path.rootname(path.("boot")),
-            output: path.("log"),
-            preload: path.("modules")
+            boot: Path.rootname(boot),
+            output: log,
+            preload: modules
           },
           context.base,
           System.get_env()
         )
 
-      start_control(release, node, side, command, output)
+      peer = %__MODULE__{
+        node: node,
+        side: side,
+        release: release,
+        control: nil,
+        os_pid: nil,
+        output: output,
+        files: [boot, modules]
+      }
+
+      start_control(peer, command)
     end
   end
 
   defp start_output(path),
     do: DynamicSupervisor.start_child(BeamDeploy.PeerSupervisor, {Output, path})
 
-  defp start_control(release, node, side, command, output) do
+  defp start_control(peer, command) do
     options =
       Map.merge(command, %{
-        name: node,
-        longnames: Boot.long_name?(node),
+        name: peer.node,
+        longnames: Boot.long_name?(peer.node),
         connection: :standard_io,
-        # Neither the name of the message nor its arrival matters: the peer's own connection tells more.
+        # Returns at once. Whether the peer comes up is told by its own connection, or by its end.
         wait_boot: {self(), make_ref()},
         shutdown: :close
       })
 
     spec = %{
-      id: node,
-      start: {__MODULE__, :start_control, [options, Output.device(output)]},
+      id: peer.node,
+      start: {__MODULE__, :start_peer, [options, Output.device(peer.output)]},
       restart: :temporary,
       shutdown: 5_000
     }
 
     case DynamicSupervisor.start_child(BeamDeploy.PeerSupervisor, spec) do
       {:ok, control} ->
-        {:ok,
-         %__MODULE__{
-           node: node,
-           side: side,
-           release: release,
-           control: control,
-           os_pid: os_pid(control),
-           output: output
-         }}
+        {:ok, %{peer | control: control, os_pid: os_pid(control)}}
 
       {:error, reason} ->
-        finish_output(output)
-        {:error, {:boot_failed, %{version: release.version, reason: reason, output: ""}}}
+        clean_up(
+          peer,
+          {:error, {:boot_failed, %{version: peer.release.version, reason: reason, output: ""}}}
+        )
     end
   end
 
   # `:peer` prints what arrives on the peer's standard output to its group leader.
   @doc false
-  def start_control(options, device) do
+  def start_peer(options, device) do
     with {:ok, control} <- :peer.start_link(options) do
       true = Process.group_leader(control, device)
       {:ok, control}
@@ -264,6 +271,7 @@ defmodule BeamDeploy.BlueGreen.Peer do
   @spec clean_up(t(), result) :: result when result: term()
   def clean_up(peer, result) do
     finish_output(peer.output)
+    Enum.each(peer.files, &File.rm/1)
     result
   end
 

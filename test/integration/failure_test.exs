@@ -1,0 +1,345 @@
+defmodule BeamDeploy.Integration.FailureTest do
+  # Every fault of a swap, provoked on real releases: the old peer goes on, nothing is left, and the error says why.
+  use ExUnit.Case, async: true
+
+  import BeamDeploy.Test.Instance
+  alias BeamDeploy.Test.{Epmd, Http, SampleRelease, Wait}
+
+  @moduletag :tmp_dir
+  @moduletag :integration
+  @moduletag timeout: 180_000
+
+  # What must hold after a swap that failed before its cutover.
+  defp assert_untouched(instance, os_pids) do
+    assert version(instance) == "0.1.0"
+    assert Enum.sort(os_pids(instance)) == os_pids
+    assert staged(instance) == []
+
+    assert Enum.sort(File.ls!(Path.join(instance.store, "run"))) == [
+             "blue.boot",
+             "blue.modules",
+             "parent.sock"
+           ]
+
+    assert %{
+             upgrading: false,
+             active_node: active,
+             listeners: %{active: :blue, addresses: [%{sides: [:blue]}]}
+           } = eval!(instance, "BeamDeploy.info()")
+
+    assert active == :"#{instance.name}_blue@127.0.0.1"
+  end
+
+  defp failing_upgrade(instance, tarball, options \\ []) do
+    os_pids = Enum.sort(os_pids(instance))
+    assert {:error, reason} = upgrade(instance, tarball, options)
+    assert_untouched(instance, os_pids)
+    reason
+  end
+
+  describe "a tarball that is no release for us" do
+    setup %{tmp_dir: tmp_dir}, do: %{instance: start(tmp_dir)}
+
+    test "is refused with the reason", %{instance: instance, tmp_dir: tmp_dir} do
+      good = File.read!(SampleRelease.tarball("0.2.0"))
+
+      write = fn name, bytes ->
+        path = Path.join(tmp_dir, name)
+        File.write!(path, bytes)
+        path
+      end
+
+      assert failing_upgrade(instance, Path.join(tmp_dir, "absent.tar.gz")) == :release_not_found
+      assert failing_upgrade(instance, tmp_dir) == :release_not_found
+
+      assert {:extract_failed, message} =
+               failing_upgrade(instance, write.("text", "not a tarball"))
+
+      assert message =~ "gzip"
+
+      truncated = binary_part(good, 0, div(byte_size(good), 2))
+
+      assert {:extract_failed, _message} =
+               failing_upgrade(instance, write.("truncated", truncated))
+
+      <<before::binary-size(3_000_000), byte, rest::binary>> = good
+      flipped = <<before::binary, Bitwise.bxor(byte, 0x10), rest::binary>>
+      assert {:extract_failed, _message} = failing_upgrade(instance, write.("flipped", flipped))
+
+      tar = Path.join(tmp_dir, "other.tar.gz")
+      :ok = :erl_tar.create(tar, [{'hello', "not a release"}], [:compressed])
+      assert failing_upgrade(instance, tar) == {:invalid_release, :not_a_release}
+
+      evil = Path.join(tmp_dir, "evil.tar.gz")
+      :ok = :erl_tar.create(evil, [{'../../escaped', "gotcha"}], [:compressed])
+      assert {:unsafe_archive, "../../escaped", _why} = failing_upgrade(instance, evil)
+      assert Path.wildcard(Path.join(tmp_dir, "**/escaped")) == []
+
+      expected = String.duplicate("0", 64)
+      actual = Base.encode16(:crypto.hash(:sha256, good), case: :lower)
+
+      assert failing_upgrade(instance, SampleRelease.tarball("0.2.0"), sha256: expected) ==
+               {:checksum_mismatch, expected, actual}
+
+      assert {:invalid_release, {:other_app, apps}} =
+               failing_upgrade(instance, SampleRelease.tarball("0.2.0", :good, app: :other))
+
+      assert "other" in apps
+
+      # After all of that a good one passes, digest and all.
+      assert upgrade(instance, SampleRelease.tarball("0.2.0"), sha256: actual) == :ok
+      assert version(instance) == "0.2.0"
+    end
+
+    test "makes bin/sample rpc fail", %{instance: instance} do
+      assert {output, status} = rpc(instance, ~s|BeamDeploy.upgrade!("/nowhere/at-all.tar.gz")|)
+      assert status != 0
+      assert output =~ "there is no such file"
+    end
+
+    test "wrong options raise and change nothing", %{instance: instance} do
+      assert {output, status} = rpc(instance, ~s|BeamDeploy.upgrade("/tmp/x.tar.gz", sha: "1")|)
+      assert status != 0
+      assert output =~ "no option :sha"
+      assert version(instance) == "0.1.0"
+    end
+  end
+
+  test "a version that crashes, halts or does not configure itself", %{tmp_dir: tmp_dir} do
+    instance = start(tmp_dir)
+
+    assert {:boot_failed, details} =
+             failing_upgrade(instance, SampleRelease.tarball("0.2.0", :crashes_at_boot))
+
+    assert details.version == "0.2.0"
+    assert details.output =~ "this version cannot start"
+
+    assert {:boot_failed, _details} =
+             failing_upgrade(instance, SampleRelease.tarball("0.2.0", :halts_at_boot))
+
+    # The error of a config provider goes to standard error only, before any application runs.
+    assert {:boot_failed, details} =
+             failing_upgrade(instance, SampleRelease.tarball("0.2.0", :raises_in_runtime_config))
+
+    assert details.output =~ "SAMPLE_SECRET is missing"
+    assert log(instance) =~ "SAMPLE_SECRET is missing"
+
+    # vm.args that the VM refuses.
+    assert {:boot_failed, details} =
+             failing_upgrade(instance, SampleRelease.tarball("0.2.0", :bad_vm_args))
+
+    assert details.output != ""
+    assert log(instance) =~ "bad"
+
+    assert upgrade(instance, SampleRelease.tarball("0.2.0")) == :ok
+    assert version(instance) == "0.2.0"
+  end
+
+  test "a version that hangs at boot", %{tmp_dir: tmp_dir} do
+    instance = start(tmp_dir, start_options: [boot_timeout: 5_000])
+    tarball = SampleRelease.tarball("0.2.0", :hangs_at_boot)
+    os_pids = Enum.sort(os_pids(instance))
+    upgrade = Task.async(fn -> upgrade(instance, tarball) end)
+
+    # While it hangs the parent answers, and refuses a second upgrade at once.
+    Wait.until(fn -> eval!(instance, "BeamDeploy.upgrading?()") end)
+    assert version(instance) == "0.1.0"
+    assert upgrade(instance, SampleRelease.tarball("0.2.0")) == {:error, :upgrade_in_progress}
+    refute Task.yield(upgrade, 0)
+
+    assert {:error, {:boot_timeout, %{version: "0.2.0"}}} = Task.await(upgrade, 60_000)
+    assert_untouched(instance, os_pids)
+  end
+
+  test "a version that is never healthy", %{tmp_dir: tmp_dir} do
+    instance = start(tmp_dir, start_options: [health_timeout: 300])
+
+    assert {:health_check_failed, details} =
+             failing_upgrade(instance, SampleRelease.tarball("0.2.0", :unhealthy))
+
+    assert details.answer == {:error, :database_is_down}
+  end
+
+  test "a new peer that is killed while it boots", %{tmp_dir: tmp_dir} do
+    instance = start(tmp_dir)
+    os_pids = Enum.sort(os_pids(instance))
+
+    upgrade =
+      Task.async(fn -> upgrade(instance, SampleRelease.tarball("0.2.0", :hangs_at_boot)) end)
+
+    Wait.until(fn -> match?([_], os_pids(instance) -- os_pids) end)
+    [incoming] = os_pids(instance) -- os_pids
+    signal(incoming, "KILL")
+    assert {:error, {:boot_failed, %{version: "0.2.0"}}} = Task.await(upgrade, 60_000)
+    assert_untouched(instance, os_pids)
+  end
+
+  test "an old peer that ignores its shutdown is killed in the end", %{tmp_dir: tmp_dir} do
+    instance = start(tmp_dir, variant: :ignores_shutdown, start_options: [shutdown_timeout: 300])
+    blue = peer_os_pid(instance)
+    assert upgrade(instance, SampleRelease.tarball("0.2.0")) == :ok
+    assert version(instance) == "0.2.0"
+    refute blue in os_pids(instance)
+    assert log(instance) =~ "did not stop in time and was killed"
+  end
+
+  test "an old peer that is frozen does not keep the new one out", %{tmp_dir: tmp_dir} do
+    instance = start(tmp_dir, start_options: [shutdown_timeout: 300])
+    blue = peer_os_pid(instance)
+    signal(blue, "STOP")
+    assert upgrade(instance, SampleRelease.tarball("0.2.0")) == :ok
+    assert version(instance) == "0.2.0"
+    refute blue in os_pids(instance)
+  end
+
+  test "hooks that fail break nothing", %{tmp_dir: tmp_dir} do
+    instance = start(tmp_dir, variant: :hooks_raise)
+    assert upgrade(instance, SampleRelease.tarball("0.2.0", :hooks_raise)) == :ok
+    assert version(instance) == "0.2.0"
+    assert log(instance) =~ "before_cutover failed"
+    assert log(instance) =~ "after_cutover failed"
+  end
+
+  describe "an active peer that ends by itself" do
+    test "is booted again, with the version it had", %{tmp_dir: tmp_dir} do
+      instance = start(tmp_dir)
+      assert upgrade(instance, SampleRelease.tarball("0.2.0")) == :ok
+      green = peer_os_pid(instance)
+      signal(green, "KILL")
+
+      # A client that comes meanwhile waits in the queue, and is served by the next peer.
+      assert {:ok, %{status: 200, body: "0.2.0"}} = Http.get(instance.port, "/version")
+      assert peer_os_pid(instance) != green
+
+      Wait.until(fn ->
+        eval!(instance, "BeamDeploy.peer_node()") == :"#{instance.name}_green@127.0.0.1"
+      end)
+
+      assert length(os_pids(instance)) == 2
+    end
+
+    test "is booted again when its supervision tree gives up", %{tmp_dir: tmp_dir} do
+      instance = start(tmp_dir)
+      blue = peer_os_pid(instance)
+      eval_in_peer!(instance, "Process.exit(Process.whereis(Sample.Supervisor), :kill)")
+
+      Wait.until(fn ->
+        match?({:ok, %{body: body}} when body != "", Http.get(instance.port, "/os_pid"))
+      end)
+
+      Wait.until(fn -> peer_os_pid(instance) != blue end)
+      assert version(instance) == "0.1.0"
+    end
+
+    test "ends the parent when it keeps ending", %{tmp_dir: tmp_dir} do
+      instance = start(tmp_dir, start_options: [max_restarts: 1])
+      first = peer_os_pid(instance)
+      signal(first, "KILL")
+      second = peer_os_pid(instance)
+      assert second != first
+      Wait.until(fn -> eval!(instance, "BeamDeploy.peer_node()") != nil end)
+      signal(second, "KILL")
+      assert await_exit(instance) != 0
+      assert os_pids(instance) == []
+    end
+
+    test "during a swap leaves the new version serving", %{tmp_dir: tmp_dir} do
+      instance = start(tmp_dir)
+      blue = peer_os_pid(instance)
+      upgrade = Task.async(fn -> upgrade(instance, SampleRelease.tarball("0.2.0")) end)
+      Wait.until(fn -> length(peer_os_pids(instance)) == 2 end)
+      signal(blue, "KILL")
+      assert Task.await(upgrade, 60_000) == :ok
+      assert version(instance) == "0.2.0"
+      assert length(os_pids(instance)) == 2
+    end
+
+    test "during a swap that fails is booted again", %{tmp_dir: tmp_dir} do
+      instance = start(tmp_dir, start_options: [boot_timeout: 4_000])
+      blue = peer_os_pid(instance)
+
+      upgrade =
+        Task.async(fn -> upgrade(instance, SampleRelease.tarball("0.2.0", :crashes_at_boot)) end)
+
+      Wait.until(fn -> length(peer_os_pids(instance)) == 2 end)
+      signal(blue, "KILL")
+      assert {:error, {:boot_failed, _details}} = Task.await(upgrade, 60_000)
+      assert {:ok, %{status: 200, body: "0.1.0"}} = Http.get(instance.port, "/version")
+      assert length(os_pids(instance)) == 2
+    end
+  end
+
+  describe "the parent" do
+    test "killed leaves no peer behind", %{tmp_dir: tmp_dir} do
+      instance = start(tmp_dir)
+      signal(parent_os_pid(instance), "KILL")
+      assert await_exit(instance) == 137
+      Wait.until(fn -> os_pids(instance) == [] end)
+    end
+
+    test "killed in the middle of a swap leaves no peer behind", %{tmp_dir: tmp_dir} do
+      instance = start(tmp_dir)
+      parent = parent_os_pid(instance)
+
+      Task.start(fn ->
+        rpc(
+          instance,
+          "BeamDeploy.upgrade(#{inspect(SampleRelease.tarball("0.2.0", :hangs_at_boot))})"
+        )
+      end)
+
+      Wait.until(fn -> length(peer_os_pids(instance)) == 2 end)
+      signal(parent, "KILL")
+      assert await_exit(instance) == 137
+      Wait.until(fn -> os_pids(instance) == [] end)
+    end
+
+    test "told to stop stops its peer first, and in order", %{tmp_dir: tmp_dir} do
+      instance = start(tmp_dir)
+      slow = Task.async(fn -> Http.get(instance.port, "/slow/1500") end)
+
+      Wait.until(fn ->
+        eval_in_peer!(instance, "DynamicSupervisor.count_children(Sample.Connections).active") >=
+          1
+      end)
+
+      signal(parent_os_pid(instance), "TERM")
+      # What the peer had accepted is finished.
+      assert {:ok, %{status: 200, body: "0.1.0"}} = Task.await(slow, 30_000)
+      assert await_exit(instance) == 0
+      assert os_pids(instance) == []
+    end
+
+    test "does not start when its first peer does not, and says why", %{tmp_dir: tmp_dir} do
+      instance = start(tmp_dir, variant: :crashes_at_boot, await: false)
+      assert await_exit(instance) != 0
+      assert os_pids(instance) == []
+      assert log(instance) =~ "this version cannot start"
+    end
+
+    test "says which variables start distribution", %{tmp_dir: tmp_dir} do
+      instance = start(tmp_dir, environment: %{"RELEASE_DISTRIBUTION" => "none"}, await: false)
+      assert await_exit(instance) != 0
+      assert log(instance) =~ "RELEASE_DISTRIBUTION"
+    end
+
+    test "keeps a second one out of its store", %{tmp_dir: tmp_dir} do
+      instance = start(tmp_dir)
+      other = Path.join(tmp_dir, "other")
+      File.mkdir_p!(other)
+
+      # The same directory and the same name, which a node can only have where another port mapper is asked.
+      environment = %{
+        "BEAM_DEPLOY_DIR" => instance.environment["BEAM_DEPLOY_DIR"],
+        "RELEASE_NODE" => "#{instance.name}@127.0.0.1",
+        "ERL_EPMD_PORT" => Epmd.start(&on_exit/1)
+      }
+
+      rival = start(other, environment: environment, await: false)
+
+      assert await_exit(rival) != 0
+      assert log(rival) =~ "store_in_use"
+      assert version(instance) == "0.1.0"
+    end
+  end
+end
