@@ -18,9 +18,20 @@ defmodule BeamDeploy.Events do
     started = System.monotonic_time()
     telemetry([kind, :phase, :start], %{system_time: System.system_time()}, metadata)
     result = function.()
-    duration = System.monotonic_time() - started
-    finish(kind, metadata, duration, result)
+    finish(kind, metadata, System.monotonic_time() - started, result)
     result
+  end
+
+  @doc """
+  Tells of a phase that was timed elsewhere: while the processes of a hot upgrade are suspended, among them perhaps the
+  logger's, nothing is told.
+  """
+  @spec told(kind(), atom(), map(), integer(), term()) :: :ok
+  def told(kind, phase, metadata, duration, result) do
+    metadata = Map.put(metadata, :phase, phase)
+    telemetry([kind, :phase, :start], %{system_time: System.system_time()}, metadata)
+    finish(kind, metadata, duration, result)
+    :ok
   end
 
   @doc "What the phases of this process's current swap took so far, in milliseconds, oldest first."

@@ -33,7 +33,7 @@ defmodule BeamDeploy.Native do
   # src/elf.rs, owner BeamDeploy.Release.Platform
   def elf_facts(_path), do: :erlang.nif_error(:nif_not_loaded)
 
-  # src/files.rs, owner BeamDeploy.Release.Store
+  # src/files.rs, owners BeamDeploy.Release.Store and BeamDeploy.HotUpgrade.Installation
   def effective_user, do: :erlang.nif_error(:nif_not_loaded)
   def make_private_directory(_path), do: :erlang.nif_error(:nif_not_loaded)
   def lock_file(_path), do: :erlang.nif_error(:nif_not_loaded)

@@ -49,11 +49,13 @@ defmodule BeamDeploy.HotUpgrade.Plan do
           path: Path.t(),
           bytes: binary(),
           facts: map(),
-          kind: :changed | :new
+          kind: :changed | :new,
+          app: String.t() | nil
         }
 
   @doc "Compares a tarball with what runs here, or with the tarball `against:`."
-  @spec build(Path.t(), keyword()) :: {:ok, t(), [change()]} | {:error, term()}
+  @spec build(Path.t(), keyword()) ::
+          {:ok, t(), %{changes: [change()], contents: Contents.t()}} | {:error, term()}
   def build(path, options \\ []) do
     with {:ok, old} <- old_contents(options[:against]),
          {:ok, scan} <- Scan.read(path, Contents.md5s(old)),
@@ -61,7 +63,7 @@ defmodule BeamDeploy.HotUpgrade.Plan do
          old = with_bare_md5s(old, new, options[:against]),
          {:ok, fields} <- old_fields(old, new, options[:against]) do
       {plan, changes} = diff(old, new, Keyword.put(options, :old_fields, fields))
-      {:ok, plan, changes}
+      {:ok, plan, %{changes: changes, contents: new}}
     end
   end
 

@@ -4,6 +4,7 @@ defmodule BeamDeploy.HotUpgrade.Running do
   # Not for: processes.
 
   alias BeamDeploy.HotUpgrade.{Beam, Contents, SysConfig}
+  alias BeamDeploy.Release
 
   @doc "What is loaded counts; what is not loaded yet counts as its file, since that is what would be loaded."
   @spec contents() :: Contents.t()
@@ -14,7 +15,7 @@ defmodule BeamDeploy.HotUpgrade.Running do
       name: System.get_env("RELEASE_NAME"),
       version: System.get_env("RELEASE_VSN"),
       erts_version: List.to_string(:erlang.system_info(:version)),
-      applications: Map.new(applications, fn {app, vsn} -> {Atom.to_string(app), vsn} end),
+      applications: applications,
       bundled_erts?: bundled_erts?(),
       modules: modules(applications),
       files: files(applications),
@@ -90,9 +91,17 @@ defmodule BeamDeploy.HotUpgrade.Running do
     end
   end
 
+  # In a release its `.rel` says what belongs to it: `iex` and others are there without being loaded.
   defp applications do
-    for {app, _description, vsn} <- Application.loaded_applications(),
-        do: {app, List.to_string(vsn)}
+    with root when root != nil <- release_root(),
+         {:ok, release} <- Release.read(root, version: System.fetch_env!("RELEASE_VSN")) do
+      release.applications
+    else
+      _outside ->
+        for {app, _description, vsn} <- Application.loaded_applications(),
+            into: %{},
+            do: {Atom.to_string(app), List.to_string(vsn)}
+    end
   end
 
   defp modules(applications) do
@@ -102,22 +111,22 @@ defmodule BeamDeploy.HotUpgrade.Running do
       end
 
     for {app, _vsn} <- applications,
-        module <- Application.spec(app, :modules),
+        directory = library(app, "ebin"),
+        directory != nil,
+        path <- Path.wildcard(Path.join(directory, "*.beam")),
         reduce: loaded do
-      modules -> add(modules, Atom.to_string(app), module)
+      modules -> add(modules, app, Path.basename(path, ".beam"), path)
     end
   end
 
-  defp add(modules, app, module) do
-    name = Atom.to_string(module)
-
+  defp add(modules, app, name, path) do
     case modules do
       %{^name => known} -> %{modules | name => %{known | app: app}}
-      _not_loaded -> add_file(modules, name, app, :code.which(module))
+      _not_loaded -> add_file(modules, name, app, consolidated(name) || path)
     end
   end
 
-  defp add_file(modules, name, app, path) when is_list(path) do
+  defp add_file(modules, name, app, path) do
     with {:ok, beam} <- File.read(path),
          {:ok, {whole, bare}} <- Beam.md5s(beam) do
       Map.put(modules, name, %{md5: whole, bare_md5: bare, app: app})
@@ -126,17 +135,41 @@ defmodule BeamDeploy.HotUpgrade.Running do
     end
   end
 
-  defp add_file(modules, _name, _app, _not_a_file), do: modules
+  # The code path leads to the one that would be loaded.
+  defp consolidated(name) do
+    with root when root != nil <- release_root(),
+         path =
+           Path.join([
+             root,
+             "releases",
+             System.fetch_env!("RELEASE_VSN"),
+             "consolidated",
+             name <> ".beam"
+           ]),
+         true <- File.exists?(path) do
+      path
+    else
+      _none -> nil
+    end
+  end
+
+  defp library(app, sub) do
+    with {:ok, app} <- existing_atom(app),
+         directory when is_list(directory) <- :code.lib_dir(app) do
+      Path.join(List.to_string(directory), sub)
+    else
+      _none -> nil
+    end
+  end
 
   defp files(applications) do
     for {app, _vsn} <- applications,
-        directory when is_list(directory) <- [:code.priv_dir(app)],
-        directory = List.to_string(directory),
+        directory = library(app, "priv"),
+        directory != nil,
         path <- regular_files(directory),
         {:ok, contents} <- [File.read(path)],
         into: %{} do
-      {Path.join([Atom.to_string(app), "priv", Path.relative_to(path, directory)]),
-       :erlang.md5(contents)}
+      {Path.join([app, "priv", Path.relative_to(path, directory)]), :erlang.md5(contents)}
     end
   end
 

@@ -1,7 +1,10 @@
 defmodule BeamDeploy.HotUpgrade.SysConfig do
   @moduledoc false
-  # Responsible for: the places in a release's configuration that name the release's own version.
-  # Not for: what is configured (Config).
+  # Responsible for: the configuration files of a release: read and evaluated as a boot would, and the places in them
+  # that name the release's own version.
+  # Not for: the running node's environment (AppData).
+
+  @evaluate_timeout 30_000
 
   @doc "The text without the version in `releases/VERSION/`, so that two versions can be compared."
   @spec without_version(binary(), String.t()) :: binary()
@@ -18,4 +21,73 @@ defmodule BeamDeploy.HotUpgrade.SysConfig do
   end
 
   defp as_bytes(text), do: text |> :binary.bin_to_list() |> Enum.join(",")
+
+  @doc "What this node was booted with, its configuration providers included."
+  @spec boot() :: [{atom(), keyword()}]
+  def boot do
+    with path when path != nil <- System.get_env("RELEASE_SYS_CONFIG"),
+         {:ok, config} <- consult(path <> ".config") do
+      config
+    else
+      _none -> []
+    end
+  end
+
+  @doc """
+  The configuration of the release below `root`, with all of its providers run, as its boot would. Done before anything
+  is changed: a file that cannot be parsed or a `runtime.exs` that raises is an error and nothing more.
+  """
+  @spec evaluate(Path.t(), Path.t()) ::
+          {:ok, [{atom(), keyword()}]} | {:error, {:config_failed, term()}}
+  def evaluate(path, root) do
+    with {:ok, config} <- consult(path) do
+      {provider, elixir} = Keyword.pop(config[:elixir] || [], :config_provider_init)
+      run(provider, Keyword.put(config, :elixir, elixir), root)
+    end
+  end
+
+  defp consult(path) do
+    case :file.consult(path) do
+      # Names of further files may stand among the pairs; `mix release` writes none.
+      {:ok, [config]} when is_list(config) ->
+        {:ok, Enum.filter(config, &is_tuple/1)}
+
+      {:ok, _other} ->
+        {:error, {:config_failed, {:malformed, path}}}
+
+      {:error, reason} ->
+        {:error, {:config_failed, {path, :file.format_error(reason) |> to_string()}}}
+    end
+  end
+
+  defp run(nil, config, _root), do: {:ok, config}
+
+  # In a process of its own: it is somebody's code, and it may take its time.
+  defp run(%{providers: providers}, config, root) do
+    {pid, monitor} =
+      spawn_monitor(fn ->
+        exit({:evaluated, Enum.reduce(providers, config, &load(&1, &2, root))})
+      end)
+
+    receive do
+      {:DOWN, ^monitor, :process, ^pid, {:evaluated, config}} -> {:ok, config}
+      {:DOWN, ^monitor, :process, ^pid, reason} -> {:error, {:config_failed, reason}}
+    after
+      @evaluate_timeout ->
+        Process.exit(pid, :kill)
+        Process.demonitor(monitor, [:flush])
+        {:error, {:config_failed, :timeout}}
+    end
+  end
+
+  defp load({provider, state}, config, root), do: provider.load(config, at_root(state, root))
+
+  # A release names its files relative to the variable that its start script sets. Ours may still say another one.
+  defp at_root({:system, "RELEASE_ROOT", path}, root), do: root <> path
+
+  defp at_root(tuple, root) when is_tuple(tuple),
+    do: tuple |> Tuple.to_list() |> at_root(root) |> List.to_tuple()
+
+  defp at_root([head | tail], root), do: [at_root(head, root) | at_root(tail, root)]
+  defp at_root(other, _root), do: other
 end

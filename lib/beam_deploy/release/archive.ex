@@ -142,9 +142,19 @@ defmodule BeamDeploy.Release.Archive do
     end
   end
 
+  @doc "Extracts the tarball into a directory outside of a store, which must not exist yet."
+  @spec unpack(Path.t(), Path.t(), [option()]) ::
+          {:ok, sha256 :: String.t()} | {:error, reason()}
+  def unpack(path, destination, options \\ []) do
+    with :ok <- verify(path), do: extract_to(path, destination, options[:link_from], options)
+  end
+
   defp extract(path, staging, store, options) do
     link_from = Keyword.get_lazy(options, :link_from, fn -> Store.link_source(store) end)
+    extract_to(path, staging, link_from, options)
+  end
 
+  defp extract_to(path, staging, link_from, options) do
     case Native.archive_extract(path, staging, link_from, limits(options)) do
       {:ok, %{sha256: digest}} -> {:ok, hex(digest)}
       {:error, reason} -> {:error, blame_checksum(reason, path, options[:sha256])}

@@ -44,7 +44,7 @@ defmodule BeamDeploy.HotUpgrade.PlanTest do
   defp plan(dir, old, new, options \\ []) do
     old = write(dir, "old", old)
     new = write(dir, "new", new)
-    {:ok, plan, changes} = Plan.build(new, [against: old] ++ options)
+    {:ok, plan, %{changes: changes}} = Plan.build(new, [against: old] ++ options)
     {plan, changes}
   end
 
@@ -225,8 +225,10 @@ defmodule BeamDeploy.HotUpgrade.PlanTest do
       same = write(dir, "same", %{modules: %{bd_running: 1}})
       other = write(dir, "other", %{modules: %{bd_running: 2, bd_not_there: 1}})
 
-      assert {:ok, %{changed: [], new: []}, []} = Plan.build(same)
-      assert {:ok, %{changed: ["bd_running"], new: ["bd_not_there"]}, [_, _]} = Plan.build(other)
+      assert {:ok, %{changed: [], new: []}, %{changes: []}} = Plan.build(same)
+
+      assert {:ok, %{changed: ["bd_running"], new: ["bd_not_there"]}, %{changes: [_, _]}} =
+               Plan.build(other)
     after
       :code.purge(:bd_running)
       :code.delete(:bd_running)
@@ -237,7 +239,7 @@ defmodule BeamDeploy.HotUpgrade.PlanTest do
       beam = Beams.compile(:bd_atoms, 1)
       renamed = rename(beam, "bd_atoms", String.slice(name, -8, 8))
       path = write(dir, "atoms", %{modules: %{bd_atoms: renamed}})
-      assert {:ok, plan, _changes} = Plan.build(path)
+      assert {:ok, plan, _new} = Plan.build(path)
       assert String.slice(name, -8, 8) in plan.new
       assert_raise ArgumentError, fn -> String.to_existing_atom(String.slice(name, -8, 8)) end
     end

@@ -1,0 +1,152 @@
+defmodule BeamDeploy.HotUpgrade.Pause do
+  @moduledoc false
+  # Responsible for: the time in which processes are suspended, from the first to the last of them, and going back.
+  # Not for: anything that can be done before or after it.
+  #
+  # Nothing is logged here: the logger may be among the suspended.
+
+  alias BeamDeploy.HotUpgrade.{CodePath, Guard, Installation, Loader, Migration}
+
+  @typedoc "What has been prepared while everything ran."
+  @type prepared :: %{
+          migration: Migration.t(),
+          newcomers: (MapSet.t(pid()) -> {[Migration.migrant()], MapSet.t(pid())}),
+          loader: Loader.t(),
+          installation: Installation.t(),
+          path: %{now: CodePath.t(), next: CodePath.t()},
+          suspend_timeout: timeout(),
+          code_change_timeout: timeout()
+        }
+
+  @typedoc "Each phase with its duration in native time units and what came of it."
+  @type timings :: [{atom(), integer(), :ok | {:error, term()}}]
+
+  @type outcome :: %{
+          result: :ok | {:error, term()},
+          timings: timings(),
+          pause: integer(),
+          processes: non_neg_integer()
+        }
+
+  @spec run(prepared()) :: outcome()
+  def run(prepared) do
+    guard = Guard.start()
+    :ok = Guard.add(guard, Migration.pids(prepared.migration.group))
+    prepared = %{prepared | newcomers: guarded(prepared.newcomers, guard)}
+    started = System.monotonic_time()
+
+    {result, migration, timings} = suspend(prepared)
+
+    {resumed, timings} = timed(timings, :resume, fn -> Migration.resume(migration) end)
+    pause = System.monotonic_time() - started
+    :ok = resumed
+    result = finish(result, migration, prepared)
+    :ok = Guard.stop(guard)
+
+    %{
+      result: result,
+      timings: Enum.reverse(timings),
+      pause: pause,
+      processes: map_size(migration.group)
+    }
+  end
+
+  defp guarded(newcomers, guard) do
+    fn known ->
+      {migrants, known} = newcomers.(known)
+      :ok = Guard.add(guard, Enum.map(migrants, & &1.pid))
+      {migrants, known}
+    end
+  end
+
+  defp suspend(prepared) do
+    {suspended, timings} =
+      timed([], :suspend, fn ->
+        Migration.suspend(prepared.migration, prepared.newcomers, prepared.suspend_timeout)
+      end)
+
+    case suspended do
+      {:ok, migration} -> load(prepared, migration, timings)
+      {:error, reason, migration} -> {{:error, reason}, migration, timings}
+    end
+  end
+
+  defp load(prepared, migration, timings) do
+    {loaded, timings} = timed(timings, :load, fn -> Loader.load(prepared.loader) end)
+
+    case loaded do
+      :ok -> migrate(prepared, migration, timings)
+      {:error, reason} -> {{:error, reason}, migration, timings}
+    end
+  end
+
+  # The point of no return is the end of this phase: until then everything is put back.
+  defp migrate(prepared, migration, timings) do
+    {changed, timings} =
+      timed(timings, :migrate, fn ->
+        with :ok <- CodePath.set(prepared.path.next),
+             :ok <- Loader.load_native(prepared.loader),
+             {:ok, migration} <- Migration.change(migration, prepared.code_change_timeout) do
+          commit(prepared, migration)
+        end
+      end)
+
+    case changed do
+      {:ok, migration} ->
+        {:ok, migration, timings}
+
+      {:error, failures, migration} when is_list(failures) ->
+        undo(prepared, migration, {:code_change_failed, failures}, timings)
+
+      {:error, reason, migration} ->
+        undo(prepared, migration, reason, timings)
+
+      {:error, reason} ->
+        undo(prepared, migration, reason, timings)
+    end
+  end
+
+  defp commit(prepared, migration) do
+    with :ok <- Installation.commit(prepared.installation), do: {:ok, migration}
+  end
+
+  defp undo(prepared, migration, reason, timings) do
+    {ended, timings} =
+      timed(timings, :undo, fn ->
+        :ok = Migration.restore(migration)
+        ended = Loader.undo(prepared.loader)
+        :ok = CodePath.set(prepared.path.now)
+        {:undone, ended}
+      end)
+
+    {:undone, ended} = ended
+    {{:error, {:undone, reason, ended}}, migration, timings}
+  end
+
+  defp finish({:error, {:undone, reason, ended}}, migration, prepared) do
+    stuck = Migration.await_restored(migration, prepared.code_change_timeout)
+    :ok = Migration.finish(migration)
+    {:error, describe(reason, ended ++ stuck)}
+  end
+
+  defp finish(result, migration, _prepared) do
+    :ok = Migration.finish(migration)
+    result
+  end
+
+  defp describe({:code_change_failed, failures}, killed),
+    do: {:code_change_failed, %{processes: failures, killed: killed}}
+
+  defp describe(reason, _killed), do: reason
+
+  defp timed(timings, phase, function) do
+    started = System.monotonic_time()
+    result = function.()
+    duration = System.monotonic_time() - started
+    {result, [{phase, duration, outcome(result)} | timings]}
+  end
+
+  defp outcome({:error, reason}), do: {:error, reason}
+  defp outcome({:error, reason, _migration}), do: {:error, reason}
+  defp outcome(_done), do: :ok
+end
