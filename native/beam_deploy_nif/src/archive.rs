@@ -20,7 +20,7 @@ use tar::EntryType;
 use crate::error::{Error, Unsafe};
 use stream::Stream;
 
-pub use extract::{extract, Extracted};
+pub use extract::{extract, extract_from, Extracted};
 pub use metadata::{inspect, Metadata};
 
 const CHUNK: usize = 128 * 1024;
@@ -74,10 +74,11 @@ where
     F: FnMut(&Member, &mut dyn Read) -> Result<ControlFlow<()>, Error>,
 {
     let file = File::open(path).map_err(Error::extract)?;
-    walk_gzip(file, limits, visit)
+    walk_from(file, limits, visit)
 }
 
-fn walk_gzip<R, F>(source: R, limits: &Limits, visit: F) -> Result<Option<Walked>, Error>
+/// The same for an archive that comes from elsewhere.
+pub fn walk_from<R, F>(source: R, limits: &Limits, visit: F) -> Result<Option<Walked>, Error>
 where
     R: Read + Send,
     F: FnMut(&Member, &mut dyn Read) -> Result<ControlFlow<()>, Error>,

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::ffi::OsStr;
+use std::fs::File;
 use std::io::Read;
 use std::ops::ControlFlow;
 use std::os::unix::ffi::OsStrExt;
@@ -11,7 +12,7 @@ use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{self, AtFlags, FileType, Mode, OFlags};
 use rustix::io::Errno;
 
-use super::{invalid, relative, split_last, walk, Kind, Limits, Member, CHUNK, LONGEST_PATH};
+use super::{invalid, relative, split_last, walk_from, Kind, Limits, Member, CHUNK, LONGEST_PATH};
 use crate::error::{Error, Unsafe};
 
 /// Steps that resolving all the symlinks of an archive may take together: chains of links multiply.
@@ -35,6 +36,17 @@ pub fn extract(
     previous: Option<&Path>,
     limits: &Limits,
 ) -> Result<Extracted, Error> {
+    let file = File::open(archive).map_err(Error::extract)?;
+    extract_from(file, destination, previous, limits)
+}
+
+/// The same for an archive that comes from elsewhere.
+pub fn extract_from<R: Read + Send>(
+    archive: R,
+    destination: &Path,
+    previous: Option<&Path>,
+    limits: &Limits,
+) -> Result<Extracted, Error> {
     fs::mkdir(destination, Mode::RWXU).map_err(extract_errno)?;
     let extracted = extract_into(archive, destination, previous, limits);
     if extracted.is_err() {
@@ -45,14 +57,14 @@ pub fn extract(
     extracted
 }
 
-fn extract_into(
-    archive: &Path,
+fn extract_into<R: Read + Send>(
+    archive: R,
     destination: &Path,
     previous: Option<&Path>,
     limits: &Limits,
 ) -> Result<Extracted, Error> {
     let mut writer = Writer::new(destination, previous)?;
-    let walked = walk(archive, limits, |member, data| {
+    let walked = walk_from(archive, limits, |member, data| {
         writer.write(member, data)?;
         Ok(ControlFlow::Continue(()))
     })?;
