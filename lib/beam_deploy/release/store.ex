@@ -13,6 +13,7 @@ defmodule BeamDeploy.Release.Store do
   #     staging/    what is being extracted
   #     trash/      what is being deleted: renaming is one step, deleting thousands of files is not
 
+  import Bitwise, only: [band: 2]
   require Logger
 
   alias BeamDeploy.{Native, Release}
@@ -70,6 +71,7 @@ defmodule BeamDeploy.Release.Store do
     dir = Path.expand(dir)
 
     with :ok <- make_private(dir),
+         :ok <- check_above(dir, base),
          {:ok, lock} <- take_lock(dir) do
       store = %__MODULE__{dir: dir, lock: lock, base: base, base_id: base_id(base)}
 
@@ -248,12 +250,49 @@ defmodule BeamDeploy.Release.Store do
     cond do
       stat.type != :directory -> {:error, {:insecure_store, dir, {:not_a_directory, stat.type}}}
       stat.uid != user -> {:error, {:insecure_store, dir, {:owner, stat.uid, user}}}
-      Bitwise.band(stat.mode, 0o077) != 0 -> {:error, {:insecure_store, dir, {:mode, mode(stat)}}}
+      band(stat.mode, 0o077) != 0 -> {:error, {:insecure_store, dir, {:mode, mode(stat)}}}
       true -> :ok
     end
   end
 
-  defp mode(stat), do: Bitwise.band(stat.mode, 0o7777)
+  # Whoever may rename a directory above ours can put another in its place. Who owns the base release can plant code
+  # without that, and the sticky bit of a temporary directory forbids it.
+  defp check_above(dir, base) do
+    trusted = [0, Native.effective_user() | owner(base.root)]
+
+    dir
+    |> Path.dirname()
+    |> Stream.iterate(&Path.dirname/1)
+    |> Enum.reduce_while(:ok, fn above, :ok ->
+      cond do
+        why = exposed(above, trusted) ->
+          {:halt, {:error, {:insecure_store, dir, {:above, above, why}}}}
+
+        above == "/" ->
+          {:halt, :ok}
+
+        true ->
+          {:cont, :ok}
+      end
+    end)
+  end
+
+  defp exposed(above, trusted) do
+    case File.stat(above) do
+      {:ok, %{mode: mode} = stat} when band(mode, 0o1002) == 0o0002 -> {:mode, mode(stat)}
+      {:ok, stat} -> if stat.uid not in trusted, do: {:owner, stat.uid}
+      {:error, posix} -> {:unreadable, posix}
+    end
+  end
+
+  defp owner(path) do
+    case File.stat(path) do
+      {:ok, stat} -> [stat.uid]
+      {:error, _posix} -> []
+    end
+  end
+
+  defp mode(stat), do: band(stat.mode, 0o7777)
 
   defp take_lock(dir) do
     case Native.lock_file(Path.join(dir, "lock")) do

@@ -110,6 +110,35 @@ defmodule BeamDeploy.Release.StoreTest do
       end
     end
 
+    test "below one where anybody may rename", context do
+      above = Path.join(context.tmp_dir, "open")
+      dir = Path.join(above, "store")
+      File.mkdir_p!(above)
+      File.chmod!(above, 0o777)
+
+      assert Store.open(dir, context.base) ==
+               {:error, {:insecure_store, dir, {:above, above, {:mode, 0o777}}}}
+
+      # `File.chmod/2` leaves the sticky bit out.
+      {"", 0} = System.cmd("chmod", ["1777", above])
+      assert {:ok, _store} = Store.open(dir, context.base)
+    end
+
+    if @root? do
+      test "below one of somebody else", context do
+        above = Path.join(context.tmp_dir, "theirs")
+        dir = Path.join(above, "store")
+        File.mkdir_p!(above)
+        File.chown!(above, 12_345)
+
+        assert Store.open(dir, context.base) ==
+                 {:error, {:insecure_store, dir, {:above, above, {:owner, 12_345}}}}
+
+        File.chown!(context.base.root, 12_345)
+        assert {:ok, _store} = Store.open(dir, context.base)
+      end
+    end
+
     test "that is a symlink", context do
       elsewhere = Path.join(context.tmp_dir, "elsewhere")
       File.mkdir_p!(elsewhere)
@@ -352,11 +381,18 @@ defmodule BeamDeploy.Release.StoreTest do
 
     instants = String.to_integer(System.get_env("BEAM_DEPLOY_KILLS", "40"))
 
-    Enum.reduce(1..instants, seed(2026), fn round, state ->
+    leftovers = fn ->
+      for dir <- ["staging", "trash"],
+          {:ok, names} <- [File.ls(Path.join(context.dir, dir))],
+          do: names
+    end
+
+    Enum.reduce(1..instants, {0, seed(2026)}, fn round, {interrupted, state} ->
       worker = StoreWorker.start(context.dir, context.base.root, tarballs)
       {milliseconds, state} = :rand.uniform_s(60, state)
       Process.sleep(milliseconds)
       :ok = StoreWorker.kill(worker)
+      amid_work = if Enum.all?(leftovers.(), &(&1 == [])), do: 0, else: 1
 
       store = open!(context)
       current = Store.current(store)
@@ -376,8 +412,9 @@ defmodule BeamDeploy.Release.StoreTest do
       end
 
       :ok = Store.close(store)
-      state
+      {interrupted + amid_work, state}
     end)
+    |> then(fn {interrupted, _state} -> assert interrupted > 0, "no kill met any work" end)
   end
 
   if @root? do
