@@ -95,11 +95,11 @@ defmodule BeamDeploy.BlueGreen do
     end
   end
 
-  # The next version will need nearly the same modules as the one that runs.
+  # The next version will need nearly the same modules to start as the one that runs.
   defp preload(%{outgoing: nil}), do: ""
 
   defp preload(%{outgoing: outgoing}) do
-    case Peer.call(outgoing, :loaded_modules, [], 5_000) do
+    case Peer.call(outgoing, :startup_modules, [], 5_000) do
       {:ok, modules} -> modules
       # An outgoing peer that does not answer is a reason more to replace it.
       {:error, _reason} -> ""
@@ -126,7 +126,7 @@ defmodule BeamDeploy.BlueGreen do
 
   defp await_healthy(options, peer) do
     # All modules, as a release in embedded mode has them: the first requests must not wait for their loading.
-    with {:ok, _loaded} <- call_alive(peer, :load_modules, [], options.boot_timeout),
+    with {:ok, :ok} <- call_alive(peer, :load_modules, [], options.boot_timeout),
          do: check_health(peer, deadline(options.health_timeout))
   end
 

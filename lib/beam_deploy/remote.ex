@@ -22,16 +22,11 @@ defmodule BeamDeploy.Remote do
   @spec attach_output() :: :ok | {:error, term()}
   def attach_output, do: Console.attach()
 
-  @spec load_modules() :: non_neg_integer()
+  @spec load_modules() :: :ok
   def load_modules, do: Preload.load_all()
 
-  @doc "The names of all loaded modules, as lines: the next peer loads these first."
-  @spec loaded_modules() :: binary()
-  def loaded_modules do
-    :code.all_loaded()
-    |> Enum.map(fn {module, _file} -> [Atom.to_string(module), ?\n] end)
-    |> IO.iodata_to_binary()
-  end
+  @spec startup_modules() :: binary()
+  def startup_modules, do: Preload.startup_modules()
 
   @spec put_counterpart(:incoming | :outgoing, node() | nil) :: :ok
   def put_counterpart(role, node), do: PeerNode.put_counterpart(role, node)

@@ -5,10 +5,11 @@ defmodule BeamDeploy.PeerNode.Preload do
   #
   # A VM in interactive mode loads each module when it is first called, one after another, through a search of the code
   # path. Compiling a module to machine code is nearly all of the cost, and that is done in the process which prepares
-  # it: two processes halve the time.
+  # it: two processes on two cores halve the time.
 
-  @workers 2
   @batch 32
+  @most_workers 4
+  @startup {__MODULE__, :startup}
 
   @doc "Loads those modules of a file (a name a line) that this release has. A missing file means none."
   @spec run(Path.t()) :: :ok
@@ -19,19 +20,29 @@ defmodule BeamDeploy.PeerNode.Preload do
     end
   end
 
-  @doc "Loads all modules of the release, as `bin/NAME start` does in embedded mode. Returns how many were new."
-  @spec load_all() :: non_neg_integer()
+  @doc """
+  Loads all modules of the release, as `bin/NAME start` does in embedded mode. To be called once the applications are
+  started; what is loaded by then is what the next peer had better load first.
+  """
+  @spec load_all() :: :ok
   def load_all do
-    before = length(:code.all_loaded())
+    :persistent_term.put(@startup, loaded())
     load(:all)
-    length(:code.all_loaded()) - before
+  end
+
+  @doc "The modules that this peer needed to start its applications, a name a line; empty before it has."
+  @spec startup_modules() :: binary()
+  def startup_modules, do: :persistent_term.get(@startup, "")
+
+  defp loaded do
+    for {module, _file} <- :code.all_loaded(), into: "", do: Atom.to_string(module) <> "\n"
   end
 
   defp load(wanted) do
     wanted
     |> beams()
     |> Enum.reject(fn {module, _path} -> :erlang.module_loaded(module) end)
-    |> deal()
+    |> deal(min(System.schedulers_online(), @most_workers))
     |> Enum.map(&spawn_monitor(fn -> load_in_batches(&1) end))
     |> Enum.each(fn {pid, monitor} ->
       receive do
@@ -53,10 +64,10 @@ defmodule BeamDeploy.PeerNode.Preload do
     end
   end
 
-  defp deal(beams) do
+  defp deal(beams, workers) do
     beams
     |> Enum.with_index()
-    |> Enum.group_by(fn {_beam, index} -> rem(index, @workers) end, fn {beam, _index} -> beam end)
+    |> Enum.group_by(fn {_beam, index} -> rem(index, workers) end, fn {beam, _index} -> beam end)
     |> Map.values()
   end
 
