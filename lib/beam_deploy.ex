@@ -42,7 +42,7 @@ defmodule BeamDeploy do
     * `BEAM_DEPLOY_PEER_HOST` - the host part of the peers' node names, by default the parent's
   """
 
-  alias BeamDeploy.{Error, Options, Parent, PeerNode, Remote}
+  alias BeamDeploy.{Error, HotUpgrade, Options, Parent, PeerNode, Remote}
   alias BeamDeploy.BlueGreen.Coordinator
   alias BeamDeploy.PeerNode.Servers
 
@@ -173,6 +173,73 @@ defmodule BeamDeploy do
   end
 
   @doc """
+  Replaces changed modules inside the running node, keeping the states of processes: suspend, load, `code_change/3`, resume.
+  All or nothing: on any failure code, states and files are as before, and every process runs.
+
+  In parent/peer mode it is carried out in the active peer, from wherever it is called. Elsewhere it is carried out in this
+  node, which has to be a release; the release on disk is upgraded as well, for the next start.
+
+  ## Options
+
+    * `:otp_app` (required) - the application
+    * `:suspend_timeout` - ms within which all affected processes have to be suspended (default 3000)
+    * `:code_change_timeout` - ms that a process has for its `code_change/3` (default 5000)
+    * `:force` - go on where `plan/2` recommends something else, and kill processes that still run old code
+    * `:config` - bring the applications' environments up to date and call `c:Application.config_change/3`
+    * `:supervisors` - start children that supervisors have gained, stop those that they have lost
+
+  ## Errors
+
+  Those of `upgrade/2` about the tarball, and
+
+    * `:nothing_changed` - the tarball holds what runs
+    * `:upgrade_in_progress`
+    * `{:not_hot, recommendation, reasons}` - see `plan/2`
+    * `{:old_code_in_use, pids}` - processes still run code from before an earlier upgrade
+    * `{:old_code_unavailable, modules}` - what is loaded cannot be found on disk, so it could not be put back
+    * `{:suspend_failed, pids}` - processes that were too busy
+    * `{:load_failed, modules}`
+    * `{:code_change_failed, details}`
+  """
+  @spec hot_upgrade(Path.t(), keyword()) :: :ok | {:error, term()}
+  def hot_upgrade(path, opts) when is_binary(path) do
+    path = Path.expand(path)
+    _checked = HotUpgrade.Options.hot_upgrade!(opts)
+
+    if parent_or_peer?(),
+      do: on_parent(:hot_upgrade, [path, opts, node()], {:error, :not_running}),
+      else: HotUpgrade.run(path, opts)
+  end
+
+  @doc "As `hot_upgrade/2`, but raises `BeamDeploy.Error`."
+  @spec hot_upgrade!(Path.t(), keyword()) :: :ok
+  def hot_upgrade!(path, opts) when is_binary(path) do
+    with {:error, reason} <- hot_upgrade(path, opts), do: raise(Error, reason: reason)
+  end
+
+  @doc """
+  What an upgrade to a tarball would change, and how it had better be done, with reasons: `:hot`, `:blue_green` or `:cold`.
+  Reads the tarball once, without extracting it, and changes nothing.
+
+  ## Options
+
+    * `:otp_app` - refuse a release of another application
+    * `:against` - another tarball to compare with, instead of this node: needs no running release
+    * `:config`, `:supervisors` - as for `hot_upgrade/2`
+  """
+  @spec plan(Path.t(), keyword()) :: {:ok, HotUpgrade.Plan.t()} | {:error, term()}
+  def plan(path, opts \\ []) when is_binary(path) do
+    path = Path.expand(path)
+    _checked = HotUpgrade.Options.plan!(opts)
+
+    case not Keyword.has_key?(opts, :against) and is_nil(PeerNode.identity()) and peer_node() do
+      false -> HotUpgrade.plan(path, opts)
+      nil -> HotUpgrade.plan(path, opts)
+      peer -> :erpc.call(peer, Remote, :plan_here, [path, opts])
+    end
+  end
+
+  @doc """
   The node that serves, and whether an upgrade is under way. Answers at once at any moment.
 
       iex> BeamDeploy.status()
@@ -240,6 +307,8 @@ defmodule BeamDeploy do
       do: Servers.listen(port, opts),
       else: :gen_tcp.listen(port, opts)
   end
+
+  defp parent_or_peer?, do: PeerNode.identity() != nil or Process.whereis(Coordinator) != nil
 
   # Where this node belongs to no parent, the default is the answer.
   defp on_parent(function, arguments, default) do

@@ -59,6 +59,36 @@ defmodule BeamDeploy.BlueGreen do
     end
   end
 
+  @doc """
+  Upgrades the active peer in place. The whole release is staged as for a swap: from there its code is loaded, and the
+  next peer is booted.
+  """
+  @spec hot_upgrade(t(), Path.t(), keyword()) :: {:ok, summary()} | {:error, term()}
+  def hot_upgrade(%__MODULE__{outgoing: peer} = swap, path, options) do
+    with :ok <- Archive.verify(path, options),
+         {:ok, release} <- Archive.stage(path, swap.store, otp_app: swap.options.otp_app) do
+      case Peer.call(
+             peer,
+             :hot_upgrade_here,
+             [path, [release_root: release.root] ++ options],
+             :infinity
+           ) do
+        {:ok, :ok} ->
+          :ok = Coordinator.release_replaced(release)
+          record(swap, release, :hot, [release.root | peer.roots])
+          {:ok, %{from: peer.release.version, to: release.version, phases: []}}
+
+        {_result, {:error, reason}} ->
+          :ok = Store.discard(swap.store, release)
+          {:error, reason}
+
+        {:error, reason} ->
+          :ok = Store.discard(swap.store, release)
+          {:error, reason}
+      end
+    end
+  end
+
   @doc "Boots a release on a side where nothing has to be replaced: the first peer, or one after a crash."
   @spec boot(t(), Release.t(), Listener.side()) :: {:ok, Peer.t()} | {:error, term()}
   def boot(%__MODULE__{} = swap, release, side) do
@@ -215,20 +245,20 @@ defmodule BeamDeploy.BlueGreen do
     _ = Peer.call(incoming, :put_counterpart, [:outgoing, nil], 5_000)
     after_cutover(incoming)
 
-    record(swap, incoming)
+    record(swap, incoming.release, :blue_green, incoming.roots)
   end
 
-  defp record(swap, incoming) do
+  defp record(swap, release, kind, live) do
     entry = %{
-      kind: :blue_green,
+      kind: kind,
       from: Release.id(swap.outgoing.release),
-      to: Release.id(incoming.release),
+      to: Release.id(release),
       outcome: :ok
     }
 
-    with :ok <- Store.promote(swap.store, incoming.release, entry),
+    with :ok <- Store.promote(swap.store, release, entry),
          {:ok, _pruned} <-
-           Store.prune(swap.store, swap.options.keep_releases, [incoming.release.root]) do
+           Store.prune(swap.store, swap.options.keep_releases, live) do
       :ok
     else
       {:error, reason} ->

@@ -5,7 +5,7 @@ defmodule BeamDeploy.Remote do
   # change gets a new name, and `version/0` grows.
 
   alias BeamDeploy.BlueGreen.{Coordinator, Handoff}
-  alias BeamDeploy.PeerNode
+  alias BeamDeploy.{HotUpgrade, PeerNode}
   alias BeamDeploy.PeerNode.{Console, Preload}
 
   @version 1
@@ -39,6 +39,12 @@ defmodule BeamDeploy.Remote do
   @spec after_cutover(term()) :: term()
   def after_cutover(state), do: PeerNode.run_hook(:after_cutover, [state], :ok)
 
+  @spec hot_upgrade_here(Path.t(), keyword()) :: :ok | {:error, term()}
+  def hot_upgrade_here(path, options), do: HotUpgrade.run(path, options)
+
+  @spec plan_here(Path.t(), keyword()) :: {:ok, HotUpgrade.Plan.t()} | {:error, term()}
+  def plan_here(path, options), do: HotUpgrade.plan(path, options)
+
   @spec stop() :: :ok
   def stop, do: :init.stop()
 
@@ -46,6 +52,9 @@ defmodule BeamDeploy.Remote do
 
   @spec upgrade(Path.t(), keyword(), node()) :: :ok | {:error, term()}
   def upgrade(path, options, origin), do: Coordinator.upgrade(path, options, origin)
+
+  @spec hot_upgrade(Path.t(), keyword(), node()) :: :ok | {:error, term()}
+  def hot_upgrade(path, options, origin), do: Coordinator.hot_upgrade(path, options, origin)
 
   @spec status() :: %{active_node: node() | nil, upgrading: boolean()}
   def status, do: Coordinator.status()

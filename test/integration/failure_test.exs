@@ -237,7 +237,7 @@ defmodule BeamDeploy.Integration.FailureTest do
       signal(first, "KILL")
       second = peer_os_pid(instance)
       assert second != first
-      Wait.until(fn -> eval!(instance, "BeamDeploy.peer_node()") != nil end)
+      await_active(instance)
       signal(second, "KILL")
       assert await_exit(instance) != 0
       assert os_pids(instance) == []

@@ -98,6 +98,10 @@ defmodule BeamDeploy.Test.Instance do
 
   defp serving?(instance), do: match?({:ok, %{status: 200}}, Http.get(instance.port, "/version"))
 
+  @doc "Waits until the parent takes a peer for the one that serves: after a crash it does so a moment after clients do."
+  def await_active(instance),
+    do: Wait.until(fn -> eval!(instance, "BeamDeploy.peer_node()") != nil end)
+
   @doc "The status with which the parent exited."
   def await_exit(%{shell: shell} = instance, timeout \\ 30_000) do
     receive do

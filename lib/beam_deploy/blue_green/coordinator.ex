@@ -6,7 +6,7 @@ defmodule BeamDeploy.BlueGreen.Coordinator do
 
   use GenServer, shutdown: :infinity
 
-  alias BeamDeploy.{BlueGreen, Options}
+  alias BeamDeploy.{BlueGreen, Options, Release}
   alias BeamDeploy.BlueGreen.{Listener, Peer}
   alias BeamDeploy.Release.Store
 
@@ -44,7 +44,11 @@ defmodule BeamDeploy.BlueGreen.Coordinator do
 
   @doc "Swaps to a tarball. `origin` is the node the call comes from: the outgoing peer gets its answer at cutover."
   @spec upgrade(Path.t(), keyword(), node()) :: :ok | {:error, term()}
-  def upgrade(path, options, origin), do: call({:upgrade, path, options, origin})
+  def upgrade(path, options, origin), do: call({:run, :upgrade, [path, options], origin})
+
+  @doc "Upgrades the active peer in place to a tarball."
+  @spec hot_upgrade(Path.t(), keyword(), node()) :: :ok | {:error, term()}
+  def hot_upgrade(path, options, origin), do: call({:run, :hot_upgrade, [path, options], origin})
 
   @spec status() :: %{active_node: node() | nil, upgrading: boolean()}
   def status, do: GenServer.call(__MODULE__, :status)
@@ -62,6 +66,10 @@ defmodule BeamDeploy.BlueGreen.Coordinator do
   @spec cut_over(Peer.t(), Peer.t()) :: :ok
   def cut_over(incoming, outgoing),
     do: GenServer.call(__MODULE__, {:cut_over, incoming, outgoing})
+
+  @doc "The active peer runs another release now."
+  @spec release_replaced(Release.t()) :: :ok
+  def release_replaced(release), do: GenServer.call(__MODULE__, {:release_replaced, release})
 
   @doc "What `before_cutover` left for `after_cutover`."
   @spec take_cutover_state() :: term()
@@ -101,16 +109,21 @@ defmodule BeamDeploy.BlueGreen.Coordinator do
 
   def handle_call(:await_active, _from, state), do: {:reply, state.start, state}
 
-  def handle_call({:upgrade, _path, _options, _origin}, _from, %{swap: %Task{}} = state),
+  def handle_call({:run, _function, _arguments, _origin}, _from, %{swap: %Task{}} = state),
     do: {:reply, {:error, :upgrade_in_progress}, state}
 
-  def handle_call({:upgrade, _path, _options, _origin}, _from, %{active: nil} = state),
+  def handle_call({:run, _function, _arguments, _origin}, _from, %{active: nil} = state),
     do: {:reply, {:error, :no_active_peer}, state}
 
-  def handle_call({:upgrade, path, options, origin}, from, state) do
-    task = start_task(:upgrade, [context(state), path, options])
+  def handle_call({:run, function, arguments, origin}, from, state) do
+    task = start_task(function, [context(state) | arguments])
     {:noreply, %{state | swap: task, callers: [{from, origin}], cutover_state: nil}}
   end
+
+  def handle_call({:release_replaced, release}, _from, state),
+    do:
+      {:reply, :ok,
+       %{state | release: release, active: Peer.replace_release(state.active, release)}}
 
   def handle_call({:peer_started, peer}, {pid, _tag}, %{boot: %Task{pid: pid}} = state),
     do: {:reply, :ok, %{state | booting: peer}}

@@ -7,8 +7,8 @@ defmodule BeamDeploy.BlueGreen.Peer do
   alias BeamDeploy.BlueGreen.Output
   alias BeamDeploy.Release.Boot
 
-  @enforce_keys [:node, :side, :release, :control, :os_pid, :output, :files]
-  defstruct [:node, :side, :release, :control, :os_pid, :output, :files]
+  @enforce_keys [:node, :side, :release, :control, :os_pid, :output, :files, :roots]
+  defstruct [:node, :side, :release, :control, :os_pid, :output, :files, :roots]
 
   @type t :: %__MODULE__{
           node: node(),
@@ -17,7 +17,9 @@ defmodule BeamDeploy.BlueGreen.Peer do
           control: pid(),
           os_pid: pos_integer() | nil,
           output: pid(),
-          files: [Path.t()]
+          files: [Path.t()],
+          # Where the code that it runs lies: hot upgrades add to it.
+          roots: [Path.t()]
         }
 
   # How long a VM that got SIGKILL may take to be gone: the kernel has its memory to give back.
@@ -64,7 +66,8 @@ defmodule BeamDeploy.BlueGreen.Peer do
         control: nil,
         os_pid: nil,
         output: output,
-        files: [boot, modules]
+        files: [boot, modules],
+        roots: [release.root]
       }
 
       start_control(peer, command)
@@ -231,6 +234,11 @@ defmodule BeamDeploy.BlueGreen.Peer do
     with {:ok, :ok} <- call(peer, :attach_output, [], 5_000), do: finish_output(peer.output)
     :ok
   end
+
+  @doc "The peer after a hot upgrade."
+  @spec replace_release(t(), Release.t()) :: t()
+  def replace_release(peer, release),
+    do: %{peer | release: release, roots: [release.root | peer.roots]}
 
   @doc "Whether the VM is there."
   @spec alive?(t()) :: boolean()

@@ -85,11 +85,10 @@ defmodule BeamDeploy.HotUpgrade.Installation do
   @doc "The node is told where its release is now, as the start script would."
   @spec announce(t()) :: :ok
   def announce(%__MODULE__{} = installation) do
+    # Asked before the version changes: the old root need not have the new one.
+    release? = Running.release_root() != nil
     System.put_env("RELEASE_VSN", installation.directory)
-
-    if Running.release_root() != nil,
-      do: System.put_env("RELEASE_ROOT", installation.root),
-      else: :ok
+    if release?, do: System.put_env("RELEASE_ROOT", installation.root), else: :ok
   end
 
   @doc "Takes away what `prepare/3` put there."

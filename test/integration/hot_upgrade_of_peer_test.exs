@@ -1,0 +1,97 @@
+defmodule BeamDeploy.Integration.HotUpgradeOfPeerTest do
+  # Hot upgrades where there is a parent: carried out in its active peer, remembered by its store.
+  use ExUnit.Case, async: true
+
+  import BeamDeploy.Test.Instance
+  alias BeamDeploy.Test.{Http, SampleRelease, Wait}
+
+  @moduletag :tmp_dir
+  @moduletag :integration
+  @moduletag timeout: 180_000
+
+  defp hot_upgrade(instance, tarball, options \\ "otp_app: :sample"),
+    do: eval!(instance, "BeamDeploy.hot_upgrade(#{inspect(tarball)}, #{options})")
+
+  defp label(instance), do: eval_in_peer!(instance, "Sample.Label.value()")
+
+  test "the active peer goes on with the new code, and whatever is booted later has it", %{
+    tmp_dir: tmp_dir
+  } do
+    instance = start(tmp_dir)
+    peer = peer_os_pid(instance)
+    counted = eval_in_peer!(instance, "Sample.Counter.value()")
+
+    assert {:ok, plan} =
+             eval!(
+               instance,
+               "BeamDeploy.plan(#{inspect(SampleRelease.tarball("0.2.0"))}, otp_app: :sample)"
+             )
+
+    assert plan.recommendation == :hot
+    assert plan.changed == ["Elixir.Sample.Label"]
+
+    assert hot_upgrade(instance, SampleRelease.tarball("0.2.0")) == :ok
+    assert label(instance) == "compiled for 0.2.0"
+    assert peer_os_pid(instance) == peer
+    assert eval_in_peer!(instance, "Sample.Counter.value()") == counted
+
+    assert %{current: %{version: "0.2.0"}, upgrading: false} =
+             eval!(instance, "BeamDeploy.info()")
+
+    # After a crash of the peer.
+    signal(peer, "KILL")
+    assert {:ok, %{status: 200, body: "0.2.0"}} = Http.get(instance.port, "/version")
+    await_active(instance)
+    assert label(instance) == "compiled for 0.2.0"
+
+    # After a restart of the parent, which is still of the base release.
+    signal(parent_os_pid(instance), "KILL")
+    assert await_exit(instance) == 137
+    Wait.until(fn -> os_pids(instance) == [] end)
+    File.rm!(instance.log)
+    instance = restart(instance)
+    assert version(instance) == "0.2.0"
+    assert label(instance) == "compiled for 0.2.0"
+
+    # And the next swap is one like any other.
+    assert upgrade(instance, SampleRelease.tarball("0.1.0")) == :ok
+    assert label(instance) == "compiled for 0.1.0"
+  end
+
+  test "asked for in the peer, it is carried out there as well", %{tmp_dir: tmp_dir} do
+    instance = start(tmp_dir)
+    tarball = inspect(SampleRelease.tarball("0.2.0"))
+    assert eval_in_peer!(instance, "BeamDeploy.hot_upgrade(#{tarball}, otp_app: :sample)") == :ok
+    assert label(instance) == "compiled for 0.2.0"
+
+    assert {:error, :nothing_changed} =
+             eval_in_peer!(instance, "BeamDeploy.hot_upgrade(#{tarball}, otp_app: :sample)")
+  end
+
+  test "one that fails changes nothing, and leaves nothing in the store", %{tmp_dir: tmp_dir} do
+    instance = start(tmp_dir)
+    tarball = SampleRelease.tarball("0.2.0", :good, app: :other)
+    assert {:error, {:invalid_release, {:other_app, _apps}}} = hot_upgrade(instance, tarball)
+    assert hot_upgrade(instance, "/nowhere/at-all.tar.gz") == {:error, :release_not_found}
+    assert label(instance) == "compiled for 0.1.0"
+    assert staged(instance) == []
+
+    assert {output, status} =
+             rpc(
+               instance,
+               ~s|BeamDeploy.hot_upgrade!("/nowhere/at-all.tar.gz", otp_app: :sample)|
+             )
+
+    assert status != 0
+    assert output =~ "there is no such file"
+  end
+
+  test "never overlaps a swap", %{tmp_dir: tmp_dir} do
+    instance = start(tmp_dir, start_options: [boot_timeout: 4_000])
+    swap = Task.async(fn -> upgrade(instance, SampleRelease.tarball("0.2.0", :hangs_at_boot)) end)
+    Wait.until(fn -> eval!(instance, "BeamDeploy.upgrading?()") end)
+    assert hot_upgrade(instance, SampleRelease.tarball("0.2.0")) == {:error, :upgrade_in_progress}
+    assert {:error, {:boot_timeout, _details}} = Task.await(swap, 60_000)
+    assert hot_upgrade(instance, SampleRelease.tarball("0.2.0")) == :ok
+  end
+end
