@@ -1,0 +1,118 @@
+defmodule BeamDeploy.Release.BootTest do
+  use ExUnit.Case, async: true
+
+  alias BeamDeploy.Release
+  alias BeamDeploy.Release.Boot
+
+  @base %Release{
+    name: "my_app",
+    version: "0.1.0",
+    root: "/srv/my_app",
+    erts_version: "13.1.5",
+    bundled_erts?: true,
+    applications: %{}
+  }
+  @release %{@base | version: "0.2.0", root: "/srv/my_app/beam_deploy/my_app/releases/0.2.0-abc"}
+
+  @peer %{
+    node: :my_app_green@host,
+    parent: :my_app@host,
+    side: :green,
+    outgoing: :my_app_blue@host,
+    cookie: "secret",
+    socket: "/run/s",
+    boot: "/run/green",
+    output: "/run/green.log",
+    preload: "/run/green.modules"
+  }
+
+  defp environment(peer \\ @peer, inherited \\ %{}) do
+    Map.new(Boot.command(@release, peer, @base, inherited).env, fn
+      {name, false} -> {to_string(name), nil}
+      {name, value} -> {to_string(name), to_string(value)}
+    end)
+  end
+
+  test "the release's identity replaces the parent's" do
+    assert %{
+             "RELEASE_ROOT" => "/srv/my_app/beam_deploy/my_app/releases/0.2.0-abc",
+             "RELEASE_VSN" => "0.2.0",
+             "RELEASE_NAME" => "my_app",
+             "RELEASE_NODE" => "my_app_green@host",
+             "RELEASE_DISTRIBUTION" => "sname",
+             "BEAM_DEPLOY_OUTGOING" => "my_app_blue@host"
+           } = environment()
+  end
+
+  test "a first peer replaces nobody" do
+    assert environment(%{@peer | outgoing: nil})["BEAM_DEPLOY_OUTGOING"] == nil
+  end
+
+  test "long names are told from short ones by the host" do
+    assert environment(%{@peer | node: :"a_green@10.0.0.1"})["RELEASE_DISTRIBUTION"] == "name"
+    assert Boot.long_name?(:a@localhost) == false
+    assert Boot.long_name?(:"a@::1") == true
+    assert Boot.long_name?(:"a@example.org") == true
+  end
+
+  test "the cookie is in the environment and on no command line" do
+    command = Boot.command(@release, @peer, @base, %{})
+    assert {'RELEASE_COOKIE', 'secret'} in command.env
+    refute inspect({command.exec, command.args}) =~ "secret"
+  end
+
+  test "what bin/my_app made of its own release is not inherited; what the operator chose is" do
+    inherited = %{
+      "RELEASE_VM_ARGS" => "/srv/my_app/releases/0.1.0/vm.args",
+      "RELEASE_TMP" => "/srv/my_app/tmp",
+      "RELEASE_SYS_CONFIG" => "/srv/my_app/tmp/my_app-0.1.0-20260101-abcd.runtime",
+      "RELEASE_BOOT_SCRIPT" => "start",
+      "RELEASE_MODE" => "embedded"
+    }
+
+    environment = environment(@peer, inherited)
+    for name <- Map.keys(inherited), do: assert({name, environment[name]} == {name, nil})
+
+    chosen = %{
+      "RELEASE_VM_ARGS" => "/etc/my_app/vm.args",
+      "RELEASE_TMP" => "/var/tmp",
+      "RELEASE_SYS_CONFIG" => "/etc/my_app/sys"
+    }
+
+    environment = environment(@peer, chosen)
+    for name <- Map.keys(chosen), do: refute(is_map_key(environment, name))
+  end
+
+  test "the parent's runtime system is none of the peer's business" do
+    for name <- ~w(BINDIR ROOTDIR EMU PROGNAME),
+        do: assert({:ok, nil} == Map.fetch(environment(), name))
+  end
+
+  describe "boot_script/1" do
+    @hook {:apply, {BeamDeploy.PeerNode, :boot, []}}
+
+    test "adds one instruction, after stdlib and before config providers and applications" do
+      instructions = [
+        {:preLoaded, [:init]},
+        {:apply, {:application, :start_boot, [:kernel, :permanent]}},
+        {:apply, {:application, :start_boot, [:stdlib, :permanent]}},
+        {:apply, {Config.Provider, :boot, []}},
+        {:apply, {:application, :start_boot, [:my_app, :permanent]}},
+        {:progress, :started}
+      ]
+
+      script = :erlang.term_to_binary({:script, {'my_app', '0.2.0'}, instructions})
+      assert {:ok, changed} = Boot.boot_script(script)
+      assert {:script, {'my_app', '0.2.0'}, with_hook} = :erlang.binary_to_term(changed)
+      assert List.delete(with_hook, @hook) == instructions
+      assert Enum.at(with_hook, 3) == @hook
+    end
+
+    test "of something else is refused" do
+      assert {:error, {:invalid_release, :boot_script}} = Boot.boot_script("no boot script")
+
+      assert {:error, {:invalid_release, :boot_script}} =
+               Boot.boot_script(:erlang.term_to_binary({:script, {'a', 'b'}, []}))
+    end
+  end
+end
