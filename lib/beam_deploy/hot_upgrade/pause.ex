@@ -33,6 +33,8 @@ defmodule BeamDeploy.HotUpgrade.Pause do
     guard = Guard.start()
     :ok = Guard.add(guard, Migration.pids(prepared.migration.group))
     prepared = %{prepared | newcomers: guarded(prepared.newcomers, guard)}
+    # Ahead of the processes it wakes: each of them waits for all that is sent before its own turn.
+    priority = Process.flag(:priority, :high)
     started = System.monotonic_time()
 
     {result, migration, timings} = suspend(prepared)
@@ -40,6 +42,7 @@ defmodule BeamDeploy.HotUpgrade.Pause do
     {resumed, timings} = timed(timings, :resume, fn -> Migration.resume(migration) end)
     pause = System.monotonic_time() - started
     :ok = resumed
+    Process.flag(:priority, priority)
     result = finish(result, migration, prepared)
     :ok = Guard.stop(guard)
 

@@ -87,7 +87,7 @@ defmodule BeamDeploy.HotUpgrade.Plan do
       unchanged: modules.unchanged,
       skipped: skipped,
       protocols: modules.changed |> names() |> Enum.filter(&(&1 in new.protocols)),
-      applications: applications(old.applications, new.applications),
+      applications: applications(old, new),
       files: files(old, new),
       config: config(old.config, new.config)
     }
@@ -197,10 +197,11 @@ defmodule BeamDeploy.HotUpgrade.Plan do
 
   defp names(changes), do: Enum.map(changes, & &1.name)
 
-  defp applications(old, new) do
+  # An application of a node that runs no release, such as `mix` in development, is no loss.
+  defp applications(%{version: version, applications: old}, %{applications: new}) do
     %{
       added: Map.drop(new, Map.keys(old)),
-      removed: Map.drop(old, Map.keys(new)),
+      removed: if(version == nil, do: %{}, else: Map.drop(old, Map.keys(new))),
       changed:
         for(
           {app, version} <- new,

@@ -63,10 +63,7 @@ defmodule BeamDeploy.HotUpgrade.Verdict do
   defp erts(%{erts_version: same}, %{erts_version: same}), do: []
   defp erts(old, new), do: [{:erts_changed, old.erts_version, new.erts_version}]
 
-  # An application of the running node that is in no release, such as `mix` in development, is no loss.
-  defp applications(%{from: from, applications: %{added: added, removed: removed}}) do
-    removed = if from.version == nil, do: %{}, else: removed
-
+  defp applications(%{applications: %{added: added, removed: removed}}) do
     for {tag, apps} <- [applications_added: added, applications_removed: removed], apps != %{} do
       {tag, apps |> Map.keys() |> Enum.sort()}
     end
