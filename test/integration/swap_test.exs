@@ -180,7 +180,8 @@ defmodule BeamDeploy.Integration.SwapTest do
     instance = start(tmp_dir)
     blue = :"#{instance.name}_blue@127.0.0.1"
     green = :"#{instance.name}_green@127.0.0.1"
-    slow = Task.async(fn -> Http.get(instance.port, "/slow/4000") end)
+    file = Path.join(tmp_dir, "answer")
+    slow = Task.async(fn -> Http.get(instance.port, "/hold?#{URI.encode(file)}", 60_000) end)
 
     Wait.until(fn ->
       eval_in_peer!(instance, "DynamicSupervisor.count_children(Sample.Connections).active") >= 1
@@ -195,6 +196,7 @@ defmodule BeamDeploy.Integration.SwapTest do
     assert eval!(instance, ":erpc.call(:\"#{blue}\", BeamDeploy, :incoming_peer, [])") == green
     assert upgrade(instance, SampleRelease.tarball("0.1.0")) == {:error, :upgrade_in_progress}
 
+    File.touch!(file)
     assert {:ok, %{status: 200, body: "0.1.0"}} = Task.await(slow, 30_000)
     assert Task.await(upgrade, 60_000) == :ok
     assert length(os_pids(instance)) == 2
@@ -260,6 +262,31 @@ defmodule BeamDeploy.Integration.SwapTest do
     refute eval_in_peer!(instance, ":code.root_dir()")
            |> List.to_string()
            |> String.starts_with?(instance.store)
+  end
+
+  test "nodes may be hidden, have short names, and but one port of distribution", %{
+    tmp_dir: tmp_dir
+  } do
+    port = Http.free_port()
+    name = "short#{System.pid()}"
+
+    instance =
+      start(tmp_dir,
+        name: name,
+        environment: %{
+          "ELIXIR_ERL_OPTIONS" =>
+            "-hidden -kernel inet_dist_listen_min #{port} inet_dist_listen_max #{port}",
+          "RELEASE_DISTRIBUTION" => "sname",
+          "RELEASE_NODE" => name
+        }
+      )
+
+    # Without bin/sample rpc, whose own node would need a port as well.
+    [blue] = peer_os_pids(instance)
+    tarball = SampleRelease.tarball("0.2.0")
+    assert {:ok, %{body: ":ok"}} = Http.get(instance.port, "/upgrade?#{URI.encode(tarball)}")
+    assert version(instance) == "0.2.0"
+    Wait.until(fn -> length(os_pids(instance)) == 2 and blue not in os_pids(instance) end)
   end
 
   test "switched off, the release runs as if BeamDeploy were not there", %{tmp_dir: tmp_dir} do

@@ -46,7 +46,7 @@ defmodule BeamDeploy.Test.Instance do
   defp new(tmp_dir, options) do
     number = System.unique_integer([:positive])
     port = Http.free_port()
-    name = "t#{System.pid()}n#{number}"
+    name = Keyword.get(options, :name, "t#{System.pid()}n#{number}")
     store = Path.join(tmp_dir, "store")
 
     environment =

@@ -25,6 +25,9 @@ defmodule BeamDeploy.BlueGreen.Peer do
   # How long a VM that got SIGKILL may take to be gone: the kernel has its memory to give back.
   @kill_timeout 30_000
 
+  # A peer may be hidden: by its vm.args, or because it does not listen.
+  @all_nodes [node_type: :all]
+
   @doc """
   Starts the VM of a release, without waiting for anything. `context` holds `:side`, `:outgoing` (node or nil), `:base` (the
   parent's release), `:run_dir`, `:socket` and `:preload` (module names as lines).
@@ -46,6 +49,8 @@ defmodule BeamDeploy.BlueGreen.Peer do
           release,
           %{
             node: node,
+            long_names?: long_names?(),
+            listens?: listens?(),
             parent: node(),
             side: side,
             outgoing: context.outgoing,
@@ -81,7 +86,7 @@ defmodule BeamDeploy.BlueGreen.Peer do
     options =
       Map.merge(command, %{
         name: peer.node,
-        longnames: Boot.long_name?(peer.node),
+        longnames: long_names?(),
         connection: :standard_io,
         # Returns at once. Whether the peer comes up is told by its own connection, or by its end.
         wait_boot: {self(), make_ref()},
@@ -135,6 +140,16 @@ defmodule BeamDeploy.BlueGreen.Peer do
     end
   end
 
+  defp long_names?, do: :net_kernel.get_state().name_domain == :longnames
+
+  # Where the ports of distribution are too few for a parent and two peers, peers only connect to others.
+  defp listens? do
+    lowest = Application.get_env(:kernel, :inet_dist_listen_min)
+    highest = Application.get_env(:kernel, :inet_dist_listen_max, lowest)
+    enough? = is_nil(lowest) or highest - lowest >= 2
+    enough? and :init.get_argument(:erl_epmd_port) == :error
+  end
+
   @doc "The name of the peer of a side: the parent's with the side, so that names are used again and again."
   @spec node_name(node(), :blue | :green, String.t() | nil) :: node()
   def node_name(parent, side, host) do
@@ -147,13 +162,13 @@ defmodule BeamDeploy.BlueGreen.Peer do
   def await_started(peer, timeout) do
     deadline = deadline(timeout)
     monitor = Process.monitor(peer.control)
-    :ok = :net_kernel.monitor_nodes(true)
+    :ok = :net_kernel.monitor_nodes(true, @all_nodes)
 
     try do
       with :ok <- await_node(peer, monitor, deadline),
            do: peer |> ask_started() |> await_answer(peer, monitor, deadline)
     after
-      :net_kernel.monitor_nodes(false)
+      :net_kernel.monitor_nodes(false, @all_nodes)
       Process.demonitor(monitor, [:flush])
     end
   end
@@ -165,7 +180,7 @@ defmodule BeamDeploy.BlueGreen.Peer do
       :ok
     else
       receive do
-        {:nodeup, ^node} -> :ok
+        {:nodeup, ^node, _info} -> :ok
         {:DOWN, ^monitor, :process, _pid, _reason} -> {:error, {:boot_failed, details(peer)}}
       after
         remaining(deadline) -> {:error, {:boot_timeout, details(peer)}}

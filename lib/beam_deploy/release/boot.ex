@@ -23,6 +23,8 @@ defmodule BeamDeploy.Release.Boot do
 
   @type peer :: %{
           node: node(),
+          long_names?: boolean(),
+          listens?: boolean(),
           parent: node(),
           side: :blue | :green,
           outgoing: node() | nil,
@@ -48,7 +50,7 @@ defmodule BeamDeploy.Release.Boot do
     %{
       exec: {~c"/bin/sh", [String.to_charlist(script)]},
       # The node starts without a cookie rather than with one read from, or written to, the home directory.
-      args: [~c"-nocookie"],
+      args: [~c"-nocookie" | if(peer.listens?, do: [], else: [~c"-dist_listen", ~c"false"])],
       env: to_port(dropped(base, environment) ++ given(release, peer, environment))
     }
   end
@@ -107,7 +109,7 @@ defmodule BeamDeploy.Release.Boot do
       {"RELEASE_PROG", environment["RELEASE_PROG"] || release.name},
       {"RELEASE_NODE", Atom.to_string(peer.node)},
       {"RELEASE_COOKIE", peer.cookie},
-      {"RELEASE_DISTRIBUTION", if(long_name?(peer.node), do: "name", else: "sname")},
+      {"RELEASE_DISTRIBUTION", if(peer.long_names?, do: "name", else: "sname")},
       {"BEAM_DEPLOY_PARENT", Atom.to_string(peer.parent)},
       {"BEAM_DEPLOY_SIDE", Atom.to_string(peer.side)},
       {"BEAM_DEPLOY_OUTGOING", peer.outgoing && Atom.to_string(peer.outgoing)},
@@ -116,13 +118,6 @@ defmodule BeamDeploy.Release.Boot do
       {"BEAM_DEPLOY_OUTPUT", peer.output},
       {"BEAM_DEPLOY_PRELOAD", peer.preload}
     ]
-  end
-
-  @doc "Whether a node's name is a long one, as `-name` takes it."
-  @spec long_name?(node()) :: boolean()
-  def long_name?(node) do
-    [_name, host] = node |> Atom.to_string() |> String.split("@", parts: 2)
-    String.contains?(host, ".") or String.contains?(host, ":")
   end
 
   defp to_port(environment) do

@@ -16,6 +16,8 @@ defmodule BeamDeploy.Release.BootTest do
 
   @peer %{
     node: :my_app_green@host,
+    long_names?: false,
+    listens?: true,
     parent: :my_app@host,
     side: :green,
     outgoing: :my_app_blue@host,
@@ -48,11 +50,15 @@ defmodule BeamDeploy.Release.BootTest do
     assert environment(%{@peer | outgoing: nil})["BEAM_DEPLOY_OUTGOING"] == nil
   end
 
-  test "long names are told from short ones by the host" do
-    assert environment(%{@peer | node: :"a_green@10.0.0.1"})["RELEASE_DISTRIBUTION"] == "name"
-    assert Boot.long_name?(:a@localhost) == false
-    assert Boot.long_name?(:"a@::1") == true
-    assert Boot.long_name?(:"a@example.org") == true
+  test "the kind of the name is the parent's" do
+    assert environment(%{@peer | long_names?: true})["RELEASE_DISTRIBUTION"] == "name"
+  end
+
+  test "a peer that shall not listen is told so" do
+    refute '-dist_listen' in Boot.command(@release, @peer, @base, %{}).args
+
+    assert ['-dist_listen', 'false'] --
+             Boot.command(@release, %{@peer | listens?: false}, @base, %{}).args == []
   end
 
   test "the cookie is in the environment and on no command line" do
