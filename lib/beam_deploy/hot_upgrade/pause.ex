@@ -33,6 +33,7 @@ defmodule BeamDeploy.HotUpgrade.Pause do
     guard = Guard.start()
     :ok = Guard.add(guard, Migration.pids(prepared.migration.group))
     prepared = %{prepared | newcomers: guarded(prepared.newcomers, guard)}
+
     # Ahead of the processes it wakes: each of them waits for all that is sent before its own turn.
     priority = Process.flag(:priority, :high)
     started = System.monotonic_time()
