@@ -442,6 +442,33 @@ defmodule BeamDeploy.Integration.HotUpgradeTest do
     assert Enum.all?(seen, &(&1 in [1, 2]))
   end
 
+  # Only root may mount a file system.
+  if match?({"0\n", 0}, System.cmd("id", ["-u"])) do
+    test "on a full disk nothing has changed, and the space is given back", %{tmp_dir: dir} do
+      mount = Path.join(dir, "mount")
+      File.mkdir_p!(mount)
+      {_, 0} = System.cmd("mount", ["-t", "tmpfs", "-o", "size=80m", "tmpfs", mount])
+      on_exit(fn -> System.cmd("umount", ["-l", mount]) end)
+      release = start(mount, tarball("0.1.0", 1))
+      before = {eval!(release, @snapshot), files(release)}
+
+      free = fn ->
+        {output, 0} = System.cmd("df", ["-k", "--output=avail", mount])
+        output |> String.split() |> List.last() |> String.to_integer()
+      end
+
+      filler = Path.join(mount, "filler")
+      File.write!(filler, :binary.copy(<<0>>, (free.() - 60) * 1024))
+      left = free.()
+      assert {:error, {:extract_failed, :enospc}} = hot_upgrade(release, tarball("0.2.0", 2))
+      assert {eval!(release, @snapshot), files(release)} == before
+      assert_in_delta free.(), left, 60
+      File.rm!(filler)
+      assert :ok = hot_upgrade(release, tarball("0.2.0", 2))
+      kill(release)
+    end
+  end
+
   test "10,000 processes of a changed module", %{tmp_dir: dir} do
     release = start(dir, tarball("0.1.0", 1))
 
