@@ -43,6 +43,14 @@ defmodule BeamDeploy.Parent do
     end
   end
 
+  @doc "Gives back what `prepare/1` took. A parent that is killed leaves at most one link, which its next start replaces."
+  @spec release(t()) :: :ok
+  def release(%{socket: socket, run_dir: run_dir, store: store}) do
+    link = Path.dirname(socket)
+    if link != run_dir, do: _ = File.rm(link)
+    Store.close(store)
+  end
+
   defp check_distribution! do
     unless Node.alive?() do
       raise ArgumentError,

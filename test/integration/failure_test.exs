@@ -310,6 +310,27 @@ defmodule BeamDeploy.Integration.FailureTest do
       assert os_pids(instance) == []
     end
 
+    test "finds its peers from a store whose path is too long for a socket, and leaves nothing of that",
+         %{tmp_dir: tmp_dir} do
+      links = fn ->
+        System.tmp_dir!()
+        |> Path.join("beam_deploy-*")
+        |> Path.wildcard()
+        |> Enum.filter(&match?({:ok, _}, File.read_link(&1)))
+      end
+
+      store = Path.join(tmp_dir, String.duplicate("deep/", 20))
+      instance = start(tmp_dir, store: store)
+
+      assert [link] =
+               Enum.filter(links.(), &(File.read_link!(&1) == Path.join(instance.store, "run")))
+
+      assert upgrade(instance, SampleRelease.tarball("0.2.0")) == :ok
+      signal(parent_os_pid(instance), "TERM")
+      assert await_exit(instance) == 0
+      refute link in links.()
+    end
+
     test "does not start when its first peer does not, and says why", %{tmp_dir: tmp_dir} do
       instance = start(tmp_dir, variant: :crashes_at_boot, await: false)
       assert await_exit(instance) != 0

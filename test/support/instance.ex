@@ -30,7 +30,12 @@ defmodule BeamDeploy.Test.Instance do
     instance = new(tmp_dir, options)
     shell = run(instance)
     instance = %{instance | shell: shell}
-    on_exit(fn -> kill(instance) end)
+
+    on_exit(fn ->
+      kill(instance)
+      File.rm_rf!(instance.environment["BEAM_DEPLOY_DIR"])
+    end)
+
     if Keyword.get(options, :await, true), do: await_serving(instance)
     instance
   end
@@ -47,7 +52,8 @@ defmodule BeamDeploy.Test.Instance do
     number = System.unique_integer([:positive])
     port = Http.free_port()
     name = Keyword.get(options, :name, "t#{System.pid()}n#{number}")
-    store = Path.join(tmp_dir, "store")
+    # ExUnit's own directory has a long name, and the store is to have what is usual.
+    store = Keyword.get_lazy(options, :store, fn -> Path.join(System.tmp_dir!(), name) end)
 
     environment =
       Map.merge(

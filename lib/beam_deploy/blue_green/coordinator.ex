@@ -6,7 +6,7 @@ defmodule BeamDeploy.BlueGreen.Coordinator do
 
   use GenServer, shutdown: :infinity
 
-  alias BeamDeploy.{BlueGreen, Options, Release}
+  alias BeamDeploy.{BlueGreen, Options, Parent, Release}
   alias BeamDeploy.BlueGreen.{Listener, Peer}
   alias BeamDeploy.Release.Store
 
@@ -181,7 +181,7 @@ defmodule BeamDeploy.BlueGreen.Coordinator do
     for task <- [state.swap, state.boot], task, do: Task.shutdown(task, :brutal_kill)
     state = state |> end_swap_peers() |> end_booting()
     if state.active, do: Peer.stop(state.active, state.options.shutdown_timeout || :infinity)
-    Store.close(state.environment.store)
+    Parent.release(state.environment)
   end
 
   defp swap_finished(state, result) do
