@@ -15,6 +15,8 @@ defmodule BeamDeploy.MixProject do
       elixirc_paths: elixirc_paths(Mix.env()),
       start_permanent: Mix.env() == :prod,
       deps: deps(),
+      # Called for sockets that are its own, so only where it runs.
+      xref: [exclude: [:ssl]],
       description: "Zero-downtime deploys on a single host: blue-green swaps and hot upgrades.",
       package: package(),
       source_url: @source_url,

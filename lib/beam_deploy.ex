@@ -44,7 +44,7 @@ defmodule BeamDeploy do
 
   alias BeamDeploy.{Error, HotUpgrade, Options, Parent, PeerNode, Remote}
   alias BeamDeploy.BlueGreen.Coordinator
-  alias BeamDeploy.PeerNode.Servers
+  alias BeamDeploy.PeerNode.{Drain, Servers}
 
   @doc "See `start_link/2`; no parent-level children."
   @spec start_link(keyword()) :: Supervisor.on_start()
@@ -307,6 +307,46 @@ defmodule BeamDeploy do
       do: Servers.listen(port, opts),
       else: :gen_tcp.listen(port, opts)
   end
+
+  @doc """
+  Options for a server that you start in your own supervision tree, without Phoenix: in a peer it listens on the parent's
+  socket and takes part in swaps. Elsewhere they are returned as they are.
+
+      children = [
+        {Bandit, BeamDeploy.server_options(Bandit, plug: MyApp.Router, port: 4000)},
+        {Plug.Cowboy,
+         BeamDeploy.server_options(Plug.Cowboy, scheme: :http, plug: MyApp.Admin, options: [port: 4001])}
+      ]
+
+  Takes `Bandit`, `ThousandIsland` and `Plug.Cowboy` with what their child specifications take, and `:ranch` with
+  the transport options of `:ranch.child_spec/5` or `:cowboy.start_clear/3`. Endpoints of Phoenix need none of this: see
+  the option `:endpoint` of `start_link/2`.
+
+  Raises `BeamDeploy.Error` if the parent cannot listen there.
+  """
+  @spec server_options(module(), options) :: options when options: term()
+  def server_options(server, options)
+      when server in [Bandit, ThousandIsland, Plug.Cowboy, :ranch] do
+    with true <- PeerNode.identity() != nil,
+         {:ok, adopted} <- Servers.options(server, options) do
+      adopted
+    else
+      false -> options
+      {:error, reason} -> raise(Error, reason: {:listen_failed, server, reason})
+    end
+  end
+
+  @doc """
+  Whether this node has been told to finish what it has accepted, because another version serves. True from shortly after
+  the cutover until the node stops; false on any other node.
+
+  Servers that BeamDeploy knows (Bandit, Cowboy) need nothing: their connections end in order, WebSockets last. A
+  server of your own, on a socket of `listen/2`, should close each connection after the answer it is giving, and say so if
+  its protocol can; one that waits for its next request should be closed once it has been idle for a moment. When the
+  supervision tree stops, the process of a connection is told to shut down like any other: trap exits and finish then.
+  """
+  @spec draining?() :: boolean()
+  defdelegate draining?, to: Drain
 
   defp parent_or_peer?, do: PeerNode.identity() != nil or Process.whereis(Coordinator) != nil
 

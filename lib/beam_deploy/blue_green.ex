@@ -214,7 +214,9 @@ defmodule BeamDeploy.BlueGreen do
   # No way back from here: what fails now is said in the log, and the new version serves.
   defp finish(swap, outgoing, incoming) do
     phase(:drain, about(outgoing), fn ->
-      await_empty(outgoing, deadline(swap.options.drain_timeout))
+      deadline = deadline(swap.options.drain_timeout)
+      :ok = await_empty(outgoing, deadline)
+      drain(outgoing, remaining(deadline))
     end)
 
     phase(:stop, about(outgoing), fn -> stop(outgoing, swap.options.shutdown_timeout) end)
@@ -231,6 +233,17 @@ defmodule BeamDeploy.BlueGreen do
       Listener.queued(outgoing.side) > 0 -> pause(@poll) && await_empty(outgoing, deadline)
       now() - quiet_since < @quiet -> pause(@poll) && await_empty(outgoing, deadline, quiet_since)
       true -> :ok
+    end
+  end
+
+  # Whatever becomes of it, the next step is to stop the peer. One that is frozen does not even say its version.
+  defp drain(outgoing, timeout) do
+    with {:ok, _version} <- Peer.call(outgoing, :version, [], 5_000),
+         {:ok, result} <- Peer.call(outgoing, :drain, [timeout], later(timeout, 5_000)) do
+      result
+    else
+      {:error, reason} ->
+        Logger.warning("beam_deploy: #{outgoing.node} could not be drained: #{inspect(reason)}")
     end
   end
 
@@ -287,6 +300,9 @@ defmodule BeamDeploy.BlueGreen do
 
   defp deadline(:infinity), do: :infinity
   defp deadline(timeout), do: now() + timeout
+
+  defp later(:infinity, _more), do: :infinity
+  defp later(timeout, more), do: timeout + more
 
   defp remaining(:infinity), do: :infinity
   defp remaining(deadline), do: max(deadline - now(), 0)

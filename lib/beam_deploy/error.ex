@@ -55,6 +55,9 @@ defmodule BeamDeploy.Error do
   defp describe({:unknown_release, version}),
     do: "there is no release #{inspect(version)} in the store"
 
+  defp describe({:listen_failed, what, reason}),
+    do: "#{inspect(what)} cannot listen: #{inspect(reason)}"
+
   defp describe(reason), do: inspect(reason)
 
   defp invalid(:not_a_release),

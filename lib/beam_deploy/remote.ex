@@ -6,7 +6,7 @@ defmodule BeamDeploy.Remote do
 
   alias BeamDeploy.BlueGreen.{Coordinator, Handoff}
   alias BeamDeploy.{HotUpgrade, PeerNode}
-  alias BeamDeploy.PeerNode.{Console, Preload}
+  alias BeamDeploy.PeerNode.{Console, Drain, Preload}
 
   @version 1
 
@@ -44,6 +44,10 @@ defmodule BeamDeploy.Remote do
 
   @spec plan_here(Path.t(), keyword()) :: {:ok, HotUpgrade.Plan.t()} | {:error, term()}
   def plan_here(path, options), do: HotUpgrade.plan(path, options)
+
+  @doc "Ends all connections in order, those that are left after the timeout otherwise. Returns when none is left."
+  @spec drain(timeout()) :: %{ended: non_neg_integer(), cut: non_neg_integer()}
+  def drain(timeout), do: Drain.run(timeout)
 
   @spec stop() :: :ok
   def stop, do: :init.stop()

@@ -1,18 +1,29 @@
 defmodule BeamDeploy.Integration.Bandit do
   @moduledoc false
-  # Responsible for: Bandit's options (and Thousand Island's within) for listening on a descriptor.
+  # Responsible for: Bandit's options, and Thousand Island's within, for listening on a descriptor.
   # Not for: where the descriptor comes from. Pure.
+
+  import BeamDeploy.Integration, only: [value: 2]
 
   alias BeamDeploy.PeerNode.Servers
 
-  @doc "Where Bandit listens when no port is given."
-  @spec default_port(:http | :https) :: :inet.port_number()
-  def default_port(:http), do: 4000
-  def default_port(:https), do: 4040
+  @default_ports [http: 4000, https: 4040]
+
+  @doc "The port that Bandit would listen on. What Thousand Island is given wins."
+  @spec port([term()], :http | :https) :: term()
+  def port(options, scheme),
+    do: value(thousand_island(options), :port) || value(options, :port) || @default_ports[scheme]
+
+  @doc "The address that Bandit would listen on."
+  @spec ip([term()]) :: term()
+  def ip(options) do
+    value(transport(options), :ip) || value(transport(options), :ifaddr) || value(options, :ip) ||
+      :any
+  end
 
   @doc "Whether the options restrict an IPv6 listener to IPv6; nil leaves it to the system."
-  @spec only_v6(keyword()) :: boolean() | nil
-  def only_v6(options), do: options |> transport_options() |> option(:ipv6_v6only)
+  @spec only_v6([term()]) :: boolean() | nil
+  def only_v6(options), do: value(transport(options), :ipv6_v6only)
 
   @doc """
   Options for listening on a descriptor. The port stays where Phoenix reads it; Thousand Island is given 0 below, because
@@ -46,6 +57,10 @@ defmodule BeamDeploy.Integration.Bandit do
     end)
   end
 
+  @doc "Bandit's connections are made to drain when they do; nothing has to be prepared."
+  @spec drainable([term()]) :: [term()]
+  def drainable(options), do: options
+
   defp bound_option?(option) when option in [:inet, :inet6], do: true
 
   defp bound_option?({name, _value}),
@@ -53,18 +68,15 @@ defmodule BeamDeploy.Integration.Bandit do
 
   defp bound_option?(_other), do: false
 
-  defp transport_options(options),
-    do: get_in(options, [:thousand_island_options, :transport_options]) || []
+  defp thousand_island(options), do: value(options, :thousand_island_options) || []
+  defp transport(options), do: value(thousand_island(options), :transport_options) || []
 
-  defp option(options, name),
-    do: Enum.find_value(options, &(match?({^name, _}, &1) && elem(&1, 1)))
-
-  defp update_thousand_island(options, update),
-    do:
-      List.keystore(
-        options,
-        :thousand_island_options,
-        0,
-        {:thousand_island_options, update.(options[:thousand_island_options] || [])}
-      )
+  defp update_thousand_island(options, update) do
+    List.keystore(
+      options,
+      :thousand_island_options,
+      0,
+      {:thousand_island_options, options |> thousand_island() |> update.()}
+    )
+  end
 end

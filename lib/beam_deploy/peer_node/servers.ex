@@ -4,7 +4,7 @@ defmodule BeamDeploy.PeerNode.Servers do
   # tree starts, and listeners that the user opens alone.
   # Not for: how a server takes a descriptor; one module for each server under `BeamDeploy.Integration` knows that.
 
-  alias BeamDeploy.{Options, PeerNode}
+  alias BeamDeploy.{Integration, Options, PeerNode}
   alias BeamDeploy.Integration.Phoenix
   alias BeamDeploy.PeerNode.Descriptors
 
@@ -34,6 +34,10 @@ defmodule BeamDeploy.PeerNode.Servers do
       Application.put_env(app, endpoint, adjusted, persistent: true)
     end
   end
+
+  @doc "What `BeamDeploy.server_options/2` does in a peer."
+  @spec options(module(), term()) :: {:ok, term()} | {:error, term()}
+  def options(server, options), do: Integration.adopt_server(server, options, &acquire/1)
 
   @doc "What `BeamDeploy.listen/2` does in a peer."
   @spec listen(:inet.port_number(), [term()]) :: {:ok, :gen_tcp.socket()} | {:error, term()}

@@ -1,0 +1,113 @@
+defmodule BeamDeploy.Integration.ThousandIsland do
+  @moduledoc false
+  # Responsible for: the connections of Thousand Island, and of Bandit on it, while they drain.
+  # Not for: Bandit's options, or when something is done to a connection.
+  #
+  # A connection is a GenServer with the state `{%ThousandIsland.Socket{}, handler_state}` that runs requests in its
+  # callbacks: it answers a system message only between two of them.
+
+  alias BeamDeploy.HotUpgrade.Processes
+  alias BeamDeploy.PeerNode.Connection
+
+  @compile {:no_warn_undefined, ThousandIsland}
+
+  @doc "The supervisors of all servers on this node."
+  @spec servers() :: [pid()]
+  def servers do
+    supervisors = Processes.by_initial_call(&match?({:supervisor, ThousandIsland.Server, 1}, &1))
+    for {pid, _call} <- supervisors, do: pid
+  end
+
+  @doc "Their connections' processes."
+  @spec connections([pid()]) :: [pid()]
+  def connections(servers) do
+    Enum.flat_map(servers, fn server ->
+      case connection_pids(server) do
+        {:ok, pids} -> pids
+        :error -> []
+      end
+    end)
+  end
+
+  defp connection_pids(server) do
+    ThousandIsland.connection_pids(server)
+  catch
+    # It was stopped meanwhile, and its connections with it.
+    :exit, _reason -> :error
+  end
+
+  @doc """
+  What a connection is doing, said by itself. One that speaks HTTP/1.1 answers its next request with
+  `connection: close` from then on, one that speaks HTTP/2 tells its client to begin no more.
+  """
+  @spec look(term(), non_neg_integer()) :: {BeamDeploy.PeerNode.Drain.report(), term()}
+  def look(
+        {socket, %{handler_module: Bandit.HTTP1.Handler, plug: _, opts: _} = state},
+        known_idle
+      ),
+      do: {{:idle, Connection.idle_for(socket.socket, known_idle)}, {socket, last_request(state)}}
+
+  def look({%{socket: raw}, %{handler_module: Bandit.HTTP2.Handler}} = connection, known_idle) do
+    # Once: the process dictionary is this connection's.
+    unless Process.put({__MODULE__, :going_away}, true), do: Connection.go_away(raw)
+
+    if Connection.workers() == [],
+      do: {{:idle, Connection.idle_for(raw, known_idle)}, connection},
+      else: {:busy, connection}
+  end
+
+  def look(
+        {_socket, %{handler_module: Bandit.WebSocket.Handler} = state} = connection,
+        _known_idle
+      ),
+      do: {{:websocket, websocket(state)}, connection}
+
+  # Another handler: it is told what its supervisor would tell it.
+  def look(connection, _known_idle), do: {:leaving, connection}
+
+  defp last_request(%{plug: {__MODULE__, _plug}} = state), do: state
+
+  # The plug announces it in the answer, on which most versions of Bandit close the connection; up to 1.5 it takes
+  # the limit to have it closed.
+  defp last_request(%{plug: plug, opts: opts} = state) do
+    http_1 = Keyword.put(opts.http_1, :max_requests, 1)
+    %{state | plug: {__MODULE__, plug}, opts: %{opts | http_1: http_1}}
+  end
+
+  @doc false
+  # The plug of a connection's last request, around its own.
+  @spec call(struct(), {module() | function(), term()}) :: struct()
+  def call(conn, {plug, options}) do
+    conn = BeamDeploy.Plug.call(conn, [])
+    if is_atom(plug), do: plug.call(conn, options), else: plug.(conn, options)
+  end
+
+  defp websocket(%{connection: %{websock: handler}}) do
+    if function_exported?(handler, :__channel__, 1), do: :phoenix, else: :plain
+  end
+
+  defp websocket(_state), do: :plain
+
+  @doc "Asks a WebSocket's client to close, in the connection's process."
+  @spec close_websocket(term()) :: :ok
+  def close_websocket({%{socket: raw}, _state}), do: Connection.close_websocket(raw)
+
+  @doc """
+  Ends a connection on which no request ever came, as browsers and load balancers open them in advance: its process waits
+  for the first bytes and handles no message until then.
+  """
+  @spec abandon_unused(pid(), non_neg_integer()) :: :abandoned | :in_use
+  def abandon_unused(pid, idle) do
+    with {:current_stacktrace, stack} <- Process.info(pid, :current_stacktrace),
+         true <- Enum.any?(stack, &(elem(&1, 0) == Bandit.InitialHandler)),
+         {:links, links} <- Process.info(pid, :links),
+         socket when socket != nil <- Enum.find(links, &is_port/1),
+         true <- Connection.idle_for(socket, idle) >= idle do
+      # The receiving end returns, and the handler ends in order.
+      _ = :gen_tcp.shutdown(socket, :read_write)
+      :abandoned
+    else
+      _used_or_gone -> :in_use
+    end
+  end
+end
