@@ -55,11 +55,11 @@ defmodule BeamDeploy.PeerNode.Drain do
   def run(timeout) do
     :persistent_term.put(@draining, true)
     # In a process of its own, so that answers which come late go with it.
-    __MODULE__ |> Task.async(:drain, [timeout]) |> Task.await(:infinity)
+    __MODULE__ |> Task.async(:drain, [timeout, @servers]) |> Task.await(:infinity)
   end
 
   @doc false
-  def drain(timeout) do
+  def drain(timeout, servers) do
     started = now()
 
     loop(%{
@@ -67,7 +67,7 @@ defmodule BeamDeploy.PeerNode.Drain do
       deadline: if(timeout == :infinity, do: :infinity, else: started + timeout),
       # A system message is answered with the whole state of the process: sent to one that has ended, nothing is copied.
       nobody: spawn(Function, :identity, [:ok]),
-      servers: Map.new(@servers, &{&1, &1.servers()}),
+      servers: Map.new(servers, &{&1, &1.servers()}),
       connections: %{},
       next_websocket: started,
       ended: 0,
