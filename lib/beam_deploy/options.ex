@@ -61,11 +61,7 @@ defmodule BeamDeploy.Options do
   def new!(options) do
     options = check!(options, @kinds, "start_link")
 
-    for required <- [:otp_app, :start], not Keyword.has_key?(options, required) do
-      raise ArgumentError,
-            "BeamDeploy.start_link needs the option #{inspect(required)}, #{expectation(@kinds[required])}"
-    end
-
+    require!(options, [:otp_app, :start], @kinds, "start_link")
     struct!(__MODULE__, Keyword.replace_lazy(options, :endpoint, &List.wrap/1))
   end
 
@@ -73,7 +69,12 @@ defmodule BeamDeploy.Options do
   @spec upgrade!(keyword()) :: keyword()
   def upgrade!(options), do: check!(options, [sha256: :digest], "upgrade")
 
-  defp check!(options, kinds, function) do
+  @doc """
+  Checks options against what kind of value each takes. Raises `ArgumentError` for the first that is unknown or wrong, with
+  what there is or what it takes. `function` is the one of `BeamDeploy` that they were given to.
+  """
+  @spec check!(keyword(), keyword(atom()), String.t()) :: keyword()
+  def check!(options, kinds, function) do
     unless Keyword.keyword?(options) do
       raise ArgumentError, "BeamDeploy.#{function} takes a keyword list, got: #{inspect(options)}"
     end
@@ -93,9 +94,20 @@ defmodule BeamDeploy.Options do
     options
   end
 
+  @doc "Raises `ArgumentError` for the first of these options that was not given."
+  @spec require!(keyword(), [atom()], keyword(atom()), String.t()) :: :ok
+  def require!(options, required, kinds, function) do
+    for name <- required, not Keyword.has_key?(options, name) do
+      raise ArgumentError,
+            "BeamDeploy.#{function} needs the option #{inspect(name)}, #{expectation(kinds[name])}"
+    end
+
+    :ok
+  end
+
   defp names(kinds), do: kinds |> Keyword.keys() |> Enum.map_join(", ", &inspect/1)
 
-  defp valid?(:application, value), do: is_atom(value) and value != nil
+  defp valid?(:application, value), do: is_atom(value) and value not in [nil, true, false]
 
   defp valid?(:mfargs, {module, function, arguments}),
     do: is_atom(module) and is_atom(function) and is_list(arguments)
@@ -108,7 +120,9 @@ defmodule BeamDeploy.Options do
   defp valid?(:optional_timeout, value), do: value == nil or valid?(:timeout, value)
   defp valid?(:path, value), do: value == nil or (is_binary(value) and value != "")
   defp valid?(:positive, value), do: is_integer(value) and value > 0
+  defp valid?(:milliseconds, value), do: valid?(:positive, value)
   defp valid?(:count, value), do: is_integer(value) and value >= 0
+  defp valid?(:boolean, value), do: is_boolean(value)
   defp valid?(:digest, value), do: is_binary(value) and value =~ ~r/\A[0-9a-fA-F]{64}\z/
 
   defp expectation(:application), do: "the name of your application, such as :my_app"
@@ -117,8 +131,10 @@ defmodule BeamDeploy.Options do
   defp expectation(:modules), do: "an endpoint module or a list of them"
   defp expectation(:timeout), do: "milliseconds or :infinity"
   defp expectation(:optional_timeout), do: "milliseconds, :infinity or nil"
-  defp expectation(:path), do: "the path of a directory"
+  defp expectation(:path), do: "a path"
   defp expectation(:positive), do: "a positive integer"
+  defp expectation(:boolean), do: "true or false"
+  defp expectation(:milliseconds), do: "a positive number of milliseconds"
   defp expectation(:count), do: "an integer of 0 or more"
   defp expectation(:digest), do: "the SHA-256 of the tarball as 64 hexadecimal digits"
 end
