@@ -13,7 +13,8 @@ defmodule BeamDeploy.HotUpgrade.Loader do
   @type t :: %{
           modules: [module()],
           prepared: term(),
-          previous: [{module(), charlist(), binary()}],
+          changed: [module()],
+          back: term(),
           new: [module()],
           native: [{module(), charlist(), binary()}]
         }
@@ -83,19 +84,20 @@ defmodule BeamDeploy.HotUpgrade.Loader do
     {native, plain} = Enum.split_with(named, fn {change, _module} -> change.facts.on_load end)
     plain = Enum.map(plain, &elem(&1, 1))
 
-    case :code.prepare_loading(plain) do
-      {:ok, prepared} ->
-        {:ok,
-         %{
-           modules: Enum.map(plain, &elem(&1, 0)),
-           prepared: prepared,
-           previous: previous,
-           new: for({%{kind: :new}, {module, _path, _bytes}} <- named, do: module),
-           native: Enum.map(native, &elem(&1, 1))
-         }}
-
-      {:error, errors} ->
-        {:error, {:load_failed, errors}}
+    # The way back as well: when it is needed, everything waits for it, and it has to succeed.
+    with {:ok, prepared} <- :code.prepare_loading(plain),
+         {:ok, back} <- :code.prepare_loading(previous) do
+      {:ok,
+       %{
+         modules: Enum.map(plain, &elem(&1, 0)),
+         prepared: prepared,
+         changed: Enum.map(previous, &elem(&1, 0)),
+         back: back,
+         new: for({%{kind: :new}, {module, _path, _bytes}} <- named, do: module),
+         native: Enum.map(native, &elem(&1, 1))
+       }}
+    else
+      {:error, errors} -> {:error, {:load_failed, errors}}
     end
   end
 
@@ -127,13 +129,11 @@ defmodule BeamDeploy.HotUpgrade.Loader do
   """
   @spec undo(t()) :: [pid()]
   def undo(loader) do
-    changed = for {module, _path, _beam} <- loader.previous, do: module
-    held = leave(changed, System.monotonic_time(:millisecond) + @leave_timeout)
+    held = leave(loader.changed, System.monotonic_time(:millisecond) + @leave_timeout)
     ended = if held == [], do: [], else: holders(held)
     Enum.each(held, &:code.purge/1)
 
-    {:ok, prepared} = :code.prepare_loading(loader.previous)
-    :ok = :code.finish_loading(prepared)
+    :ok = :code.finish_loading(loader.back)
 
     Enum.each(loader.new, fn module ->
       :code.purge(module)

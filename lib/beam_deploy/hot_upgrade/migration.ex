@@ -72,29 +72,43 @@ defmodule BeamDeploy.HotUpgrade.Migration do
   def suspend(migration, newcomers, timeout) do
     deadline = deadline(timeout)
 
-    with {:ok, migration} <- suspend_group(migration, migration.group, deadline),
+    supervisors =
+      :maps.filter(
+        fn _monitor, target -> target.kind in [:supervisor, :parent] end,
+        migration.group
+      )
+
+    # Supervisors first: the child that one of them is just starting may need a server that still answers.
+    with {:ok, migration} <- suspend_group(migration, supervisors, deadline),
+         {_group, migration} = add(migration, newcomers),
+         others = Map.drop(migration.group, Map.keys(supervisors)),
+         {:ok, migration} <- suspend_group(migration, others, deadline),
          do: suspend_newcomers(migration, newcomers, deadline, @rounds)
   end
 
   defp suspend_newcomers(migration, _newcomers, _deadline, 0), do: {:ok, migration}
 
   defp suspend_newcomers(migration, newcomers, deadline, rounds) do
-    case newcomers.(migration.known) do
-      {[], known} ->
-        {:ok, %{migration | known: known}}
+    case add(migration, newcomers) do
+      {group, migration} when group == %{} ->
+        {:ok, migration}
 
-      {migrants, known} ->
-        group = SystemMessages.group(migrants)
-
-        migration = %{
-          group: Map.merge(migration.group, group),
-          migrating: Map.merge(migration.migrating, migrating(group)),
-          known: known
-        }
-
+      {group, migration} ->
         with {:ok, migration} <- suspend_group(migration, group, deadline),
              do: suspend_newcomers(migration, newcomers, deadline, rounds - 1)
     end
+  end
+
+  defp add(migration, newcomers) do
+    {migrants, known} = newcomers.(migration.known)
+    group = SystemMessages.group(migrants)
+
+    {group,
+     %{
+       group: Map.merge(migration.group, group),
+       migrating: Map.merge(migration.migrating, migrating(group)),
+       known: known
+     }}
   end
 
   defp suspend_group(migration, group, deadline) do

@@ -9,8 +9,8 @@ defmodule BeamDeploy.HotUpgrade.Processes do
 
   alias BeamDeploy.HotUpgrade.Running
 
-  @typedoc "What a process is decides how it takes over new code."
-  @type kind :: :server | :supervisor | :event_manager | :agent | :channel
+  @typedoc "What a process is decides how it takes over new code. Parents have none to take over."
+  @type kind :: :server | :supervisor | :event_manager | :agent | :channel | :parent
 
   @type target :: %{pid: pid(), kind: kind(), modules: [module()]}
 
@@ -22,7 +22,8 @@ defmodule BeamDeploy.HotUpgrade.Processes do
   @doc """
   The processes that run one of the modules, and all processes that were looked at.
 
-  Only processes that understand system messages: tasks and spawned functions are left alone.
+  Only processes that understand system messages: tasks and spawned functions are left alone. With them come the
+  supervisors that start such processes, so that none begins in old code while it is replaced.
   """
   @spec affected(MapSet.t(module())) :: {[target()], MapSet.t(pid())}
   def affected(changed) do
@@ -30,7 +31,20 @@ defmodule BeamDeploy.HotUpgrade.Processes do
     calls = for pid <- pids, call = initial_call(pid), into: %{}, do: {pid, call}
     direct = targets(calls, changed)
     found = MapSet.new(direct, & &1.pid)
-    {direct ++ supervised(calls, changed, found), MapSet.new(pids)}
+    targets = direct ++ supervised(calls, changed, found)
+    {targets ++ parents(targets, calls), MapSet.new(pids)}
+  end
+
+  defp parents(targets, calls) do
+    parents =
+      for %{pid: pid} <- targets,
+          {:parent, parent} <- [Process.info(pid, :parent)],
+          match?({:supervisor, _, _}, calls[parent]),
+          uniq: true,
+          do: parent
+
+    for pid <- parents -- for(%{kind: :supervisor, pid: pid} <- targets, do: pid),
+        do: %{pid: pid, kind: :parent, modules: []}
   end
 
   @doc "The processes that began since and run one of the modules."

@@ -153,6 +153,18 @@ defmodule BeamDeploy.HotUpgrade.ProcessesTest do
     Task.await(updating)
   end
 
+  test "the supervisors that start affected processes come with them" do
+    {:ok, top} =
+      Supervisor.start_link([%{id: 1, start: {GenServer, :start_link, [Server, nil]}}],
+        strategy: :one_for_one
+      )
+
+    [{1, pid, _, _}] = Supervisor.which_children(top)
+    found = found([Server])
+    assert found[pid] == {:server, [Server]}
+    assert found[top] == {:parent, []}
+  end
+
   test "who begins later is a newcomer once" do
     {[], known} = {[], elem(Processes.affected(MapSet.new([Server])), 1)}
     {:ok, pid} = GenServer.start_link(Server, nil)
