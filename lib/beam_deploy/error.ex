@@ -58,7 +58,56 @@ defmodule BeamDeploy.Error do
   defp describe({:listen_failed, what, reason}),
     do: "#{inspect(what)} cannot listen: #{inspect(reason)}"
 
+  defp describe(:nothing_changed), do: "the tarball holds what is running already"
+
+  defp describe({:not_hot, recommendation, reasons}),
+    do:
+      "this cannot be taken over by a running node, use #{way(recommendation)}: " <>
+        Enum.map_join(reasons, "; ", &not_hot/1)
+
+  defp describe({:old_code_in_use, pids}),
+    do:
+      "#{count(pids, "process")} still run code from before an earlier upgrade: #{inspect(pids)}"
+
+  defp describe({:old_code_unavailable, modules}),
+    do:
+      "the files of loaded modules are gone or changed, so that nothing could be put back: #{inspect(modules)}"
+
+  defp describe({:suspend_failed, pids}),
+    do: "#{count(pids, "process")} could not be suspended in time: #{inspect(pids)}"
+
+  defp describe({:load_failed, modules}), do: "modules cannot be loaded: #{inspect(modules)}"
+
+  defp describe({:code_change_failed, %{processes: processes, killed: killed}}),
+    do:
+      "#{count(processes, "process")} could not convert their state, and everything was put back: " <>
+        Enum.map_join(processes, ", ", &"#{inspect(&1.pid)} #{inspect(&1.module)}") <>
+        if(killed == [], do: "", else: "; ended for it: #{inspect(killed)}")
+
+  defp describe({:config_failed, reason}),
+    do: "the new configuration cannot be evaluated: #{inspect(reason)}"
+
   defp describe(reason), do: inspect(reason)
+
+  defp way(:blue_green), do: "a blue-green swap"
+  defp way(:cold), do: "a new start"
+
+  defp not_hot({:erts_changed, old, new}), do: "another runtime system (#{old}, now #{new})"
+  defp not_hot({:applications_added, apps}), do: "new applications: #{Enum.join(apps, ", ")}"
+  defp not_hot({:applications_removed, apps}), do: "applications gone: #{Enum.join(apps, ", ")}"
+
+  defp not_hot({:struct_changed, module, _fields}),
+    do: "the fields of %#{name(module)}{} changed, and no code_change/3 converts it"
+
+  defp not_hot({what, names}),
+    do:
+      "#{what |> to_string() |> String.replace("_", " ")}: #{Enum.map_join(names, ", ", &name/1)}"
+
+  defp name("Elixir." <> name), do: name
+  defp name(name), do: name
+
+  defp count([_one], noun), do: "1 #{noun}"
+  defp count(list, noun), do: "#{length(list)} #{noun}es"
 
   defp invalid(:not_a_release),
     do: "it holds no releases/start_erl.data, which `mix release` writes"
