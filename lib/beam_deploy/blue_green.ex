@@ -47,15 +47,22 @@ defmodule BeamDeploy.BlueGreen do
   def swap(%__MODULE__{outgoing: outgoing} = swap, release) do
     side = other(outgoing.side)
 
-    with {:ok, incoming} <- bring_up(swap, release, side) do
-      case phase(:cutover, about(incoming), fn -> cut_over(outgoing, incoming) end) do
-        :ok ->
-          finish(swap, outgoing, incoming)
+    with {:ok, incoming} <- bring_up(swap, release, side),
+         :ok <- hand_over(outgoing, incoming) do
+      finish(swap, outgoing, incoming)
+    else
+      {:error, reason} ->
+        # Addresses that only the new version would have served.
+        :ok = Listener.release(side)
+        {:error, reason}
+    end
+  end
 
-        {:error, reason} ->
-          take_down(incoming)
-          {:error, reason}
-      end
+  defp hand_over(outgoing, incoming) do
+    with {:error, reason} <-
+           phase(:cutover, about(incoming), fn -> cut_over(outgoing, incoming) end) do
+      :killed = Peer.kill(incoming)
+      {:error, reason}
     end
   end
 
@@ -119,7 +126,7 @@ defmodule BeamDeploy.BlueGreen do
           {:ok, peer}
 
         {:error, reason} ->
-          take_down(peer)
+          :killed = Peer.kill(peer)
           {:error, reason}
       end
     end
@@ -141,17 +148,12 @@ defmodule BeamDeploy.BlueGreen do
       Coordinator.peer_started(peer)
 
       with {:error, reason} <- Peer.await_started(peer, swap.options.boot_timeout) do
-        take_down(peer)
+        :killed = Peer.kill(peer)
         {:error, reason}
       else
         :ok -> {:ok, peer}
       end
     end
-  end
-
-  defp take_down(peer) do
-    :killed = Peer.kill(peer)
-    Listener.release(peer.side)
   end
 
   defp await_healthy(options, peer) do
