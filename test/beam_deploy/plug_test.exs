@@ -20,6 +20,11 @@ defmodule :cowboy_stream do
   def early_error(_stream, _reason, _request, response, _options), do: response
 end
 
+defmodule Bandit.InitialHandler do
+  # Bandit's waits for the first bytes here.
+  def handle_connection(socket), do: {:received, :gen_tcp.recv(socket, 3)}
+end
+
 defmodule BeamDeploy.PlugTest do
   # Not async: that a node drains is known to all of it.
   use ExUnit.Case, async: false
@@ -95,7 +100,7 @@ defmodule BeamDeploy.PlugTest do
 
   describe "a connection of Bandit" do
     setup do
-      {:ok, listener} = :gen_tcp.listen(0, ip: {127, 0, 0, 1})
+      {:ok, listener} = :gen_tcp.listen(0, ip: {127, 0, 0, 1}, active: false)
       {:ok, port} = :inet.port(listener)
       {:ok, client} = :gen_tcp.connect({127, 0, 0, 1}, port, [:binary, active: false])
       {:ok, socket} = :gen_tcp.accept(listener)
@@ -145,6 +150,28 @@ defmodule BeamDeploy.PlugTest do
       goaway = <<0, 0, 8, 7, 0, 0, 0, 0, 0, 0x7F, 0xFF, 0xFF, 0xFF, 0, 0, 0, 0>>
       assert {:ok, ^goaway} = :gen_tcp.recv(client, 17, 1_000)
       assert {:error, :timeout} = :gen_tcp.recv(client, 0, 50)
+    end
+
+    test "on which nothing ever came is ended, once it has waited for long enough", %{
+      socket: socket
+    } do
+      %{socket: socket} = socket
+
+      task =
+        Task.async(fn ->
+          receive do: (:go -> :ok)
+          Bandit.InitialHandler.handle_connection(socket)
+        end)
+
+      :ok = :gen_tcp.controlling_process(socket, task.pid)
+      send(task.pid, :go)
+
+      BeamDeploy.Test.Wait.until(fn ->
+        ThousandIsland.abandon_unused(task.pid, 300, 0) == :abandoned
+      end)
+
+      assert Task.await(task) == {:received, {:error, :closed}}
+      assert ThousandIsland.abandon_unused(task.pid, 0, 1_000) == :in_use
     end
 
     test "is a WebSocket of Phoenix or another, or something else", %{socket: socket} do

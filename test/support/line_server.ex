@@ -110,5 +110,5 @@ defmodule BeamDeploy.Test.LineServer do
   end
 
   def close_websocket(state), do: Connection.close_websocket(state.socket)
-  def abandon_unused(_pid, _idle), do: :in_use
+  def abandon_unused(_pid, _idle, _waited), do: :in_use
 end

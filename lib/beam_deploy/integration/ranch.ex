@@ -81,6 +81,6 @@ defmodule BeamDeploy.Integration.Ranch do
   end
 
   @doc "A process of Cowboy always answers."
-  @spec abandon_unused(pid(), non_neg_integer()) :: :in_use
-  def abandon_unused(_pid, _idle), do: :in_use
+  @spec abandon_unused(pid(), non_neg_integer(), non_neg_integer()) :: :in_use
+  def abandon_unused(_pid, _idle, _waited), do: :in_use
 end

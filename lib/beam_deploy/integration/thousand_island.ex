@@ -94,20 +94,39 @@ defmodule BeamDeploy.Integration.ThousandIsland do
 
   @doc """
   Ends a connection on which no request ever came, as browsers and load balancers open them in advance: its process waits
-  for the first bytes and handles no message until then.
+  for the first bytes, or for those of a TLS handshake, and handles no message until then. `waited` is for how
+  long it has not answered.
   """
-  @spec abandon_unused(pid(), non_neg_integer()) :: :abandoned | :in_use
-  def abandon_unused(pid, idle) do
+  @spec abandon_unused(pid(), non_neg_integer(), non_neg_integer()) :: :abandoned | :in_use
+  def abandon_unused(pid, idle, waited) do
     with {:current_stacktrace, stack} <- Process.info(pid, :current_stacktrace),
-         true <- Enum.any?(stack, &(elem(&1, 0) == Bandit.InitialHandler)),
-         {:links, links} <- Process.info(pid, :links),
-         socket when socket != nil <- Enum.find(links, &is_port/1),
-         true <- Connection.idle_for(socket, idle) >= idle do
-      # The receiving end returns, and the handler ends in order.
-      _ = :gen_tcp.shutdown(socket, :read_write)
-      :abandoned
+         true <- Enum.any?(stack, &first_bytes?/1),
+         [links: links, monitors: monitors] <- Process.info(pid, [:links, :monitors]) do
+      close_unused(Enum.find(links, &is_port/1), monitors, idle, waited)
     else
       _used_or_gone -> :in_use
     end
   end
+
+  defp first_bytes?({Bandit.InitialHandler, _function, _arity, _location}), do: true
+  defp first_bytes?({ThousandIsland.Transports.SSL, :handshake, _arity, _location}), do: true
+  defp first_bytes?(_frame), do: false
+
+  # What the process waits in returns as if the client had closed, and the handler ends in order.
+  defp close_unused(socket, _monitors, idle, waited) when is_port(socket) do
+    if Connection.idle_for(socket, waited) >= idle do
+      _ = :gen_tcp.shutdown(socket, :read_write)
+      :abandoned
+    else
+      :in_use
+    end
+  end
+
+  # With TLS the socket belongs to a process of ssl, which this one is calling.
+  defp close_unused(nil, [process: tls], idle, waited) when waited >= idle do
+    send(tls, {:system, {tls, make_ref()}, {:terminate, :normal}})
+    :abandoned
+  end
+
+  defp close_unused(nil, _monitors, _idle, _waited), do: :in_use
 end

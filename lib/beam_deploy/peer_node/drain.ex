@@ -93,7 +93,14 @@ defmodule BeamDeploy.PeerNode.Drain do
         reduce: state do
       state ->
         Process.monitor(pid)
-        connection = %{server: server, status: {:look_at, state.started}, idle_since: nil}
+
+        connection = %{
+          server: server,
+          status: {:look_at, state.started},
+          looked_at: nil,
+          idle_since: nil
+        }
+
         put_in(state.connections[pid], connection)
     end
   end
@@ -129,12 +136,13 @@ defmodule BeamDeploy.PeerNode.Drain do
   defp take(:look, state, pid, %{server: server, idle_since: idle_since}, now) do
     known_idle = if idle_since, do: now - idle_since, else: 0
     visit(pid, state.nobody, :look, [self(), state.nobody, server, known_idle])
+    state = put_in(state.connections[pid].looked_at, now)
     put_status(state, pid, {:looked_at, now})
   end
 
   # No answer yet: a request is in progress, or the process waits for the first one of its client.
   defp take(:check, state, pid, connection, now) do
-    case connection.server.abandon_unused(pid, @idle) do
+    case connection.server.abandon_unused(pid, @idle, now - connection.looked_at) do
       :abandoned -> put_status(state, pid, {:closing, now})
       :in_use -> put_status(state, pid, {:looked_at, now})
     end
