@@ -142,7 +142,7 @@ defmodule Bench.Hot do
   defp pool do
     for app <- [:stdlib, :compiler, :elixir, :mix, :kernel],
         path <- Path.wildcard("#{:code.lib_dir(app)}/ebin/*.beam"),
-        {:ok, module, chunks} = :beam_lib.all_chunks(String.to_charlist(path)),
+        {:ok, _module, chunks} = :beam_lib.all_chunks(String.to_charlist(path)),
         # As `mix release` strips.
         chunks = Enum.filter(chunks, fn {id, _} -> id in @kept end),
         {:ok, stripped} = :beam_lib.build_module(chunks),
