@@ -34,6 +34,22 @@ defmodule BeamDeploy do
   The parent ends when its peer keeps ending, so that systemd or the container runtime acts; peers end with the parent,
   however it ends. A swap that fails leaves the old peer serving as if nothing had happened.
 
+  A parent that starts again, after a crash, a reboot or a restart of its service, serves the release that was deployed
+  last. If that does not boot, the one that served before it is booted, then the base release: loudly, and for this start
+  only. A new base release (a cold deploy) replaces what was deployed before.
+
+  ## Events
+
+  Where the `:telemetry` application runs, on the parent (hot upgrades: on the peer):
+
+    * `[:beam_deploy, :swap, :start | :stop | :exception]`, with `:action` (`:upgrade`, `:rollback` or `:self_healing`) and
+      `:from`; on stop `:to` and `:phases`, on exception `:reason`
+    * `[:beam_deploy, :swap, :phase, :start | :stop | :exception]`, with `:phase`, and `:version` and `:node` once known
+    * `[:beam_deploy, :hot_upgrade, ...]` and `[:beam_deploy, :hot_upgrade, :phase, ...]` likewise
+
+  The measurements are `:system_time` on start and `:duration` (native units) otherwise. `subscribe/0` gives the same as
+  messages.
+
   ## Environment
 
     * `BEAM_DEPLOY` - `1`, `true`, `yes` or `on` enables, `0`, `false`, `no` or `off` disables, whatever
@@ -73,9 +89,11 @@ defmodule BeamDeploy do
     * `:shutdown_timeout` - ms after which an outgoing peer that was told to stop is killed; nil, the default, trusts the
       shutdown values of the supervision tree
     * `:dir` - where releases are kept; `BEAM_DEPLOY_DIR` otherwise
+    * `:verify` - `{:ed25519, public_key}`: refuse tarballs that are not signed with its private key, see
+      `mix beam_deploy.sign`
     * `:keep_releases` - how many releases to keep (default 3)
     * `:max_restarts`, `:max_seconds` - how often an active peer that ends by itself is booted again (default 3 times in
-      60 s) before the parent ends
+      60 s) before the parent ends. A release that ends twice within `:max_seconds` of taking over is rolled back, once
 
   The functions of `:health_check`, `:before_cutover` and `:after_cutover` are those of the release that runs them.
 
@@ -150,6 +168,7 @@ defmodule BeamDeploy do
     * `{:extract_failed, message | posix}` - not gzip, truncated, damaged, disk full
     * `{:unsafe_archive, entry, why}` - an entry that would leave its directory, a device, too much
     * `{:checksum_mismatch, expected, actual}`
+    * `{:unsigned, path}`, `{:bad_signature, path}` - with the option `:verify` of `start_link/2`
     * `{:invalid_release, why}` - no release, or of another application
     * `{:incompatible_release, details}` - for another OTP without its own runtime, another CPU or libc
     * `{:boot_failed, details}`, `{:boot_timeout, details}`, `{:health_check_failed, details}` - `details.output` holds
@@ -159,7 +178,7 @@ defmodule BeamDeploy do
   def upgrade(path, opts \\ []) when is_binary(path) do
     on_parent(
       :upgrade,
-      [Path.expand(path), Options.upgrade!(opts), node()],
+      [Path.expand(path), Options.upgrade!(opts), caller()],
       {:error, :not_running}
     )
   end
@@ -207,7 +226,7 @@ defmodule BeamDeploy do
     _checked = HotUpgrade.Options.hot_upgrade!(opts)
 
     if parent_or_peer?(),
-      do: on_parent(:hot_upgrade, [path, opts, node()], {:error, :not_running}),
+      do: on_parent(:hot_upgrade, [path, opts, caller()], {:error, :not_running}),
       else: HotUpgrade.run(path, opts)
   end
 
@@ -240,6 +259,64 @@ defmodule BeamDeploy do
   end
 
   @doc """
+  Swaps back to the release that served before the current one, which is kept in the store. Rolling back twice is going
+  forward again. The phases are those of `upgrade/2`; nothing is extracted.
+
+  ## Errors
+
+  Those of `upgrade/2` from the boot on, and
+
+    * `:no_previous_release`
+    * `{:damaged_release, version}` - files of it are missing by now
+  """
+  @spec rollback() :: :ok | {:error, term()}
+  def rollback, do: on_parent(:rollback, [nil, caller()], {:error, :not_running})
+
+  @doc """
+  Swaps to a release of the store, by its version: see `info/0` for those that are there. Of several with one version it is
+  the newest that does not serve already.
+
+  Errors as `rollback/0`, and `{:unknown_release, version}`, `{:already_current, version}`.
+  """
+  @spec rollback(String.t()) :: :ok | {:error, term()}
+  def rollback(version) when is_binary(version),
+    do: on_parent(:rollback, [version, caller()], {:error, :not_running})
+
+  @doc "As `rollback/0`, but raises `BeamDeploy.Error`."
+  @spec rollback!() :: :ok
+  def rollback! do
+    with {:error, reason} <- rollback(), do: raise(Error, reason: reason)
+  end
+
+  @doc "As `rollback/1`, but raises `BeamDeploy.Error`."
+  @spec rollback!(String.t()) :: :ok
+  def rollback!(version) do
+    with {:error, reason} <- rollback(version), do: raise(Error, reason: reason)
+  end
+
+  @doc """
+  What was tried on this host, newest first, at most 100 entries: `:at` (`DateTime`), `:kind` (`:blue_green`, `:hot`,
+  `:rollback`, or `:boot` for what happened without being asked for), `:from` and `:to` (`{version, sha256}`, nil where
+  unknown), `:outcome` (`:ok` or `{:error, sentence}`). Kept through restarts.
+  """
+  @spec history() :: [map()]
+  def history, do: on_parent(:history, [], [])
+
+  @doc "The version that serves, nil where there is no parent or no peer serves."
+  @spec current_vsn() :: String.t() | nil
+  def current_vsn, do: on_parent(:current_vsn, [], nil)
+
+  @doc """
+  From now on the calling process gets `{:beam_deploy, event, metadata}` of every swap and hot upgrade, until it ends. Works
+  on the parent and on its peers. A peer ends with the swap that replaces it, and its subscriptions with it.
+
+  `event` is that of telemetry (see the module documentation) without the leading `:beam_deploy`, such as
+  `[:swap, :phase, :stop]`; a duration is `:duration_ms` of the metadata.
+  """
+  @spec subscribe() :: :ok | {:error, :not_running}
+  def subscribe, do: on_parent(:subscribe, [self()], {:error, :not_running})
+
+  @doc """
   The node that serves, and whether an upgrade is under way. Answers at once at any moment.
 
       iex> BeamDeploy.status()
@@ -249,8 +326,9 @@ defmodule BeamDeploy do
   def status, do: on_parent(:status, [], %{active_node: nil, upgrading: false})
 
   @doc """
-  Everything an operator wants to know: `status/0`, versions, peers with their OS pids, listeners and how they are handed
-  over, the store's directory, the phases of the last swap in milliseconds. Empty where there is no parent.
+  Everything an operator wants to know: `status/0`, versions, peers with their OS pids and memory in bytes, listeners and
+  how they are handed over, the store's directory, size and releases, the phases of the last swap in milliseconds, how often
+  peers have ended by themselves. Empty where there is no parent.
   """
   @spec info() :: map()
   def info, do: on_parent(:info, [], %{})
@@ -347,6 +425,12 @@ defmodule BeamDeploy do
   """
   @spec draining?() :: boolean()
   defdelegate draining?, to: Drain
+
+  # Who calls through `bin/NAME rpc` or a remote shell has the terminal on that other node.
+  defp caller do
+    leader = Process.group_leader()
+    %{node: node(), terminal: if(node(leader) != node(), do: leader)}
+  end
 
   defp parent_or_peer?, do: PeerNode.identity() != nil or Process.whereis(Coordinator) != nil
 

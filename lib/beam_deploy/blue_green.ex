@@ -3,9 +3,9 @@ defmodule BeamDeploy.BlueGreen do
   # Responsible for: the order of a swap's phases and what is undone when one fails. Runs in a task of the coordinator.
   # Not for: how a step works, or who may start one.
 
-  alias BeamDeploy.{Events, Options, Release}
+  alias BeamDeploy.{Error, Events, Options, Release}
   alias BeamDeploy.BlueGreen.{Coordinator, Handoff, Listener, Peer}
-  alias BeamDeploy.Release.{Archive, Store}
+  alias BeamDeploy.Release.{Archive, Signature, Store}
 
   require Logger
 
@@ -16,13 +16,15 @@ defmodule BeamDeploy.BlueGreen do
   @quiet 50
 
   @enforce_keys [:options, :environment, :store]
-  defstruct [:options, :environment, :store, :outgoing]
+  defstruct [:options, :environment, :store, :outgoing, kind: :blue_green]
 
   @type t :: %__MODULE__{
           options: Options.t(),
           environment: map(),
           store: Store.t(),
-          outgoing: Peer.t() | nil
+          outgoing: Peer.t() | nil,
+          # What the history calls it.
+          kind: :blue_green | :hot | :rollback
         }
 
   @typedoc "Versions, and the milliseconds that each phase took, in their order."
@@ -31,15 +33,53 @@ defmodule BeamDeploy.BlueGreen do
   @doc "Swaps the outgoing peer for one of the release in a tarball."
   @spec upgrade(t(), Path.t(), keyword()) :: {:ok, summary()} | {:error, term()}
   def upgrade(%__MODULE__{} = swap, path, options) do
-    :ok = Handoff.clear()
-
-    with :ok <- phase(:verify, %{}, fn -> Archive.verify(path, options) end),
-         {:ok, release} <- phase(:stage, %{}, fn -> stage(swap, path, options) end) do
-      with {:error, reason} <- swap(swap, release) do
-        :ok = Store.discard(swap.store, release)
-        {:error, reason}
+    attempt(swap, :upgrade, fn ->
+      with {:ok, options} <- phase(:verify, %{}, fn -> verify(swap, path, options) end),
+           {:ok, release} <- phase(:stage, %{}, fn -> stage(swap, path, options) end) do
+        with {:error, reason} <- swap(swap, release) do
+          :ok = Store.discard(swap.store, release)
+          {:error, release, reason}
+        end
       end
-    end
+    end)
+  end
+
+  @doc "Swaps back to a release of the store: that of a version, or with nil the one that served before."
+  @spec rollback(t(), String.t() | nil) :: {:ok, summary()} | {:error, term()}
+  def rollback(%__MODULE__{outgoing: outgoing} = swap, version) do
+    swap = %{swap | kind: :rollback}
+
+    attempt(swap, :rollback, fn ->
+      with {:ok, release} <-
+             phase(:verify, %{}, fn -> Store.target(swap.store, version, outgoing.release) end) do
+        with :ok <-
+               phase(:stage, %{version: release.version}, fn -> Release.check_whole(release) end),
+             {:ok, summary} <- swap(swap, release) do
+          {:ok, summary}
+        else
+          {:error, reason} -> {:error, release, reason}
+        end
+      end
+    end)
+  end
+
+  @doc "Boots the release that served before in place of one that keeps ending, and makes it current."
+  @spec heal(t(), Release.t(), term(), Release.t(), Listener.side()) ::
+          {:ok, Peer.t()} | {:error, term()}
+  def heal(%__MODULE__{} = swap, failing, reason, release, side) do
+    metadata = %{action: :self_healing, from: failing.version, to: release.version}
+    :ok = record_failure(swap, :boot, failing, reason)
+
+    healed =
+      Events.run(:swap, metadata, fn ->
+        with {:ok, peer} <- boot(swap, release, side) do
+          ids = %{from: Release.id(failing), to: Release.id(release)}
+          promote(swap, release, Map.merge(ids, %{kind: :rollback, outcome: :ok}), peer.roots)
+          {:ok, %{peer: peer}}
+        end
+      end)
+
+    with {:ok, %{peer: peer}} <- healed, do: {:ok, peer}
   end
 
   @doc "Swaps the outgoing peer for one of a release that is staged already."
@@ -72,28 +112,29 @@ defmodule BeamDeploy.BlueGreen do
   """
   @spec hot_upgrade(t(), Path.t(), keyword()) :: {:ok, summary()} | {:error, term()}
   def hot_upgrade(%__MODULE__{outgoing: peer} = swap, path, options) do
-    with :ok <- Archive.verify(path, options),
-         {:ok, release} <- Archive.stage(path, swap.store, otp_app: swap.options.otp_app) do
-      case Peer.call(
-             peer,
-             :hot_upgrade_here,
-             [path, [release_root: release.root] ++ options],
-             :infinity
-           ) do
-        {:ok, :ok} ->
-          :ok = Coordinator.release_replaced(release)
-          record(swap, release, :hot, [release.root | peer.roots])
-          {:ok, %{from: peer.release.version, to: release.version, phases: []}}
+    swap = %{swap | kind: :hot}
 
-        {_result, {:error, reason}} ->
-          :ok = Store.discard(swap.store, release)
-          {:error, reason}
+    remember(swap, fn ->
+      with {:ok, admitted} <- verify(swap, path, []),
+           {:ok, release} <- stage(swap, path, admitted) do
+        arguments = [path, [release_root: release.root] ++ options]
 
-        {:error, reason} ->
-          :ok = Store.discard(swap.store, release)
-          {:error, reason}
+        case Peer.call(peer, :hot_upgrade_here, arguments, :infinity) do
+          {:ok, :ok} ->
+            :ok = Coordinator.release_replaced(release)
+            record(swap, release, [release.root | peer.roots])
+            {:ok, %{from: peer.release.version, to: release.version, phases: []}}
+
+          {_result, {:error, reason}} ->
+            :ok = Store.discard(swap.store, release)
+            {:error, release, reason}
+
+          {:error, reason} ->
+            :ok = Store.discard(swap.store, release)
+            {:error, release, reason}
+        end
       end
-    end
+    end)
   end
 
   @doc "Boots a release on a side where nothing has to be replaced: the first peer, or one after a crash."
@@ -104,6 +145,47 @@ defmodule BeamDeploy.BlueGreen do
       Peer.attach_output(peer)
       {:ok, peer}
     end
+  end
+
+  # A swap as the world sees it: its events, and its line in the history.
+  defp attempt(swap, action, function) do
+    :ok = Handoff.clear()
+    metadata = %{action: action, from: swap.outgoing.release.version}
+    Events.run(:swap, metadata, fn -> remember(swap, function) end)
+  end
+
+  # What becomes current is recorded where it does; here is what does not.
+  defp remember(swap, function) do
+    case function.() do
+      {:ok, summary} ->
+        {:ok, summary}
+
+      {:error, release, reason} ->
+        :ok = record_failure(swap, swap.kind, release, reason)
+        {:error, reason}
+
+      {:error, reason} ->
+        :ok = record_failure(swap, swap.kind, nil, reason)
+        {:error, reason}
+    end
+  end
+
+  @doc "Adds an attempt that came to nothing to the history."
+  @spec record_failure(t(), atom(), Release.t() | nil, term()) :: :ok
+  def record_failure(swap, kind, release, reason) do
+    entry = %{
+      kind: kind,
+      from: swap.outgoing && Release.id(swap.outgoing.release),
+      to: release && Release.id(release),
+      outcome: {:error, Error.sentence(reason)}
+    }
+
+    with {:error, failure} <- Store.record(swap.store, entry), do: complain(failure)
+  end
+
+  defp verify(swap, path, options) do
+    with :ok <- Archive.verify(path, options),
+         do: Signature.admit(path, swap.options.verify, options)
   end
 
   defp stage(swap, path, options) do
@@ -260,27 +342,34 @@ defmodule BeamDeploy.BlueGreen do
     _ = Peer.call(incoming, :put_counterpart, [:outgoing, nil], 5_000)
     after_cutover(incoming)
 
-    record(swap, incoming.release, :blue_green, incoming.roots)
+    record(swap, incoming.release, incoming.roots)
   end
 
-  defp record(swap, release, kind, live) do
+  defp record(swap, release, live) do
     entry = %{
-      kind: kind,
+      kind: swap.kind,
       from: Release.id(swap.outgoing.release),
       to: Release.id(release),
       outcome: :ok
     }
 
+    promote(swap, release, entry, live)
+  end
+
+  defp promote(swap, release, entry, live) do
     with :ok <- Store.promote(swap.store, release, entry),
          {:ok, _pruned} <-
            Store.prune(swap.store, swap.options.keep_releases, live) do
       :ok
     else
-      {:error, reason} ->
-        Logger.error(
-          "beam_deploy: the store of releases could not be brought up to date: #{inspect(reason)}"
-        )
+      {:error, reason} -> complain(reason)
     end
+  end
+
+  defp complain(reason) do
+    Logger.error(
+      "beam_deploy: the store of releases could not be brought up to date: #{inspect(reason)}"
+    )
   end
 
   defp after_cutover(incoming) do

@@ -14,6 +14,13 @@ defmodule BeamDeploy.Error do
   @impl true
   def message(%__MODULE__{reason: reason}), do: describe(reason)
 
+  @doc "The same without what a peer printed, for where that can be read anyway."
+  @spec sentence(term()) :: String.t()
+  def sentence({kind, %{output: _printed} = details}),
+    do: describe({kind, Map.delete(details, :output)})
+
+  def sentence(reason), do: describe(reason)
+
   defp describe(:not_running),
     do: "there is no BeamDeploy parent here: is the release running, and BEAM_DEPLOY set for it?"
 
@@ -86,6 +93,22 @@ defmodule BeamDeploy.Error do
 
   defp describe({:config_failed, reason}),
     do: "the new configuration cannot be evaluated: #{inspect(reason)}"
+
+  defp describe(:no_previous_release), do: "no release served before this one"
+
+  defp describe({:damaged_release, version}),
+    do: "release #{inspect(version)} is no longer whole in the store"
+
+  defp describe({:already_current, version}), do: "release #{inspect(version)} serves already"
+
+  defp describe({:unsigned, signature}),
+    do: "the tarball is not signed: there is no #{signature}"
+
+  defp describe({:bad_signature, signature}),
+    do: "the signature #{signature} is not one of this tarball by the key that is trusted here"
+
+  defp describe({:keeps_ending, times, seconds}),
+    do: "it ended by itself #{times} times within #{seconds} s of taking over"
 
   defp describe(reason), do: inspect(reason)
 

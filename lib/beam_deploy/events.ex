@@ -1,22 +1,50 @@
 defmodule BeamDeploy.Events do
   @moduledoc false
-  # Responsible for: telling the world of swaps, hot upgrades and their phases: log, telemetry, subscribers, the terminal
-  # of whoever asked.
+  # Responsible for: telling the world of swaps, hot upgrades and their phases: log, telemetry, subscribers and, as one of
+  # them, the terminal of whoever asked.
   # Not for: what the phases do.
+
+  alias BeamDeploy.Error
+  alias BeamDeploy.Events.Subscribers
 
   require Logger
 
   @type kind :: :swap | :hot_upgrade
 
+  # What subscribers get of an event's metadata: plain terms, on any node.
+  @told [:action, :from, :to, :version, :node, :phase, :reason, :otp_app, :pause, :processes]
+
   @doc """
-  Runs one phase: times it, logs it, emits its telemetry events. The function's result is the answer; `{:error, _}` counts
-  as failed.
+  Runs a whole swap and emits its `:start` and `:stop` or `:exception`. What the function answers as `{:ok, summary}` is in
+  the metadata of `:stop`.
+  """
+  @spec run(kind(), map(), (() -> result)) :: result when result: {:ok, map()} | {:error, term()}
+  def run(kind, metadata, function) do
+    Process.delete(__MODULE__)
+    started = System.monotonic_time()
+    emit([kind, :start], %{system_time: System.system_time()}, metadata)
+    result = function.()
+    duration = System.monotonic_time() - started
+
+    case result do
+      {:ok, summary} ->
+        emit([kind, :stop], %{duration: duration}, Map.merge(metadata, summary))
+
+      {:error, reason} ->
+        emit([kind, :exception], %{duration: duration}, Map.put(metadata, :reason, reason))
+    end
+
+    result
+  end
+
+  @doc """
+  Runs one phase: times it, logs it, emits its events. The function's result is the answer; `{:error, _}` counts as failed.
   """
   @spec span(kind(), atom(), map(), (() -> result)) :: result when result: term()
   def span(kind, phase, metadata, function) do
     metadata = Map.put(metadata, :phase, phase)
     started = System.monotonic_time()
-    telemetry([kind, :phase, :start], %{system_time: System.system_time()}, metadata)
+    emit([kind, :phase, :start], %{system_time: System.system_time()}, metadata)
     result = function.()
     finish(kind, metadata, System.monotonic_time() - started, result)
     result
@@ -29,7 +57,7 @@ defmodule BeamDeploy.Events do
   @spec told(kind(), atom(), map(), integer(), term()) :: :ok
   def told(kind, phase, metadata, duration, result) do
     metadata = Map.put(metadata, :phase, phase)
-    telemetry([kind, :phase, :start], %{system_time: System.system_time()}, metadata)
+    emit([kind, :phase, :start], %{system_time: System.system_time()}, metadata)
     finish(kind, metadata, duration, result)
     :ok
   end
@@ -38,23 +66,26 @@ defmodule BeamDeploy.Events do
   @spec timings() :: [{atom(), float()}]
   def timings, do: Enum.reverse(Process.get(__MODULE__, []))
 
-  @doc "Emits one event that has no duration."
+  @doc "Emits one event. A duration among the metadata is a measurement."
   @spec notify(kind(), atom(), map()) :: :ok
-  def notify(kind, event, metadata),
-    do: telemetry([kind, event], %{system_time: System.system_time()}, metadata)
+  def notify(kind, event, metadata) do
+    {measurements, metadata} = Map.split(metadata, [:duration])
+    emit([kind, event], Map.put(measurements, :system_time, System.system_time()), metadata)
+  end
 
   defp finish(kind, metadata, duration, result) do
-    milliseconds = Float.round(duration / System.convert_time_unit(1, :second, :native) * 1000, 1)
+    milliseconds = milliseconds(duration)
     Process.put(__MODULE__, [{metadata.phase, milliseconds} | Process.get(__MODULE__, [])])
 
     case result do
+      # The sentence only: what a peer printed is in the log already.
       {:error, reason} ->
         Logger.error(
           "beam_deploy: #{label(kind)} #{describe(metadata)} failed after #{milliseconds} ms: " <>
-            inspect(reason)
+            Error.sentence(reason)
         )
 
-        telemetry(
+        emit(
           [kind, :phase, :exception],
           %{duration: duration},
           Map.put(metadata, :reason, reason)
@@ -62,7 +93,7 @@ defmodule BeamDeploy.Events do
 
       _done ->
         Logger.info("beam_deploy: #{label(kind)} #{describe(metadata)} #{milliseconds} ms")
-        telemetry([kind, :phase, :stop], %{duration: duration}, metadata)
+        emit([kind, :phase, :stop], %{duration: duration}, metadata)
     end
   end
 
@@ -73,6 +104,19 @@ defmodule BeamDeploy.Events do
     details = for key <- [:version, :node], value = metadata[key], do: "#{key}=#{value}"
     Enum.join([phase | details], " ")
   end
+
+  defp emit(event, measurements, metadata) do
+    telemetry(event, measurements, metadata)
+    Subscribers.publish(event, metadata |> Map.take(@told) |> put_duration(measurements))
+  end
+
+  defp put_duration(metadata, %{duration: duration}),
+    do: Map.put(metadata, :duration_ms, milliseconds(duration))
+
+  defp put_duration(metadata, _measurements), do: metadata
+
+  defp milliseconds(duration),
+    do: Float.round(duration / System.convert_time_unit(1, :second, :native) * 1000, 1)
 
   # The :telemetry application is used where it is there, and asked for nowhere.
   defp telemetry(event, measurements, metadata) do

@@ -3,6 +3,8 @@ defmodule BeamDeploy.Options do
   # Responsible for: what `start_link/1,2` and `upgrade/2` accept: checks and defaults.
   # Not for: what the options do.
 
+  alias BeamDeploy.Release.Signature
+
   @enforce_keys [:otp_app, :start]
   defstruct [
     :otp_app,
@@ -11,6 +13,7 @@ defmodule BeamDeploy.Options do
     :after_cutover,
     :health_check,
     :dir,
+    :verify,
     endpoint: :convention,
     shutdown_timeout: nil,
     boot_timeout: 120_000,
@@ -34,6 +37,7 @@ defmodule BeamDeploy.Options do
           health_timeout: timeout(),
           drain_timeout: timeout(),
           dir: Path.t() | nil,
+          verify: {:ed25519, binary()} | nil,
           keep_releases: pos_integer(),
           max_restarts: non_neg_integer(),
           max_seconds: pos_integer()
@@ -51,6 +55,7 @@ defmodule BeamDeploy.Options do
     health_timeout: :timeout,
     drain_timeout: :timeout,
     dir: :path,
+    verify: :key,
     keep_releases: :positive,
     max_restarts: :count,
     max_seconds: :positive
@@ -119,6 +124,7 @@ defmodule BeamDeploy.Options do
   defp valid?(:timeout, value), do: value == :infinity or (is_integer(value) and value >= 0)
   defp valid?(:optional_timeout, value), do: value == nil or valid?(:timeout, value)
   defp valid?(:path, value), do: value == nil or (is_binary(value) and value != "")
+  defp valid?(:key, value), do: value == nil or Signature.public_key?(value)
   defp valid?(:positive, value), do: is_integer(value) and value > 0
   defp valid?(:milliseconds, value), do: valid?(:positive, value)
   defp valid?(:count, value), do: is_integer(value) and value >= 0
@@ -132,6 +138,10 @@ defmodule BeamDeploy.Options do
   defp expectation(:timeout), do: "milliseconds or :infinity"
   defp expectation(:optional_timeout), do: "milliseconds, :infinity or nil"
   defp expectation(:path), do: "a path"
+
+  defp expectation(:key),
+    do: "{:ed25519, public_key}, the key being what `mix beam_deploy.gen.key` has printed, or nil"
+
   defp expectation(:positive), do: "a positive integer"
   defp expectation(:boolean), do: "true or false"
   defp expectation(:milliseconds), do: "a positive number of milliseconds"

@@ -99,6 +99,32 @@ defmodule BeamDeploy.Release do
     end
   end
 
+  @doc "Whether all that a boot needs is there; what lies in the store may have been damaged since it was staged."
+  @spec check_whole(t()) :: :ok | {:error, {:damaged_release, String.t()}}
+  def check_whole(%__MODULE__{} = release) do
+    if Enum.all?(needed(release), &File.regular?(Path.join(release.root, &1))),
+      do: :ok,
+      else: {:error, {:damaged_release, release.version}}
+  end
+
+  defp needed(release) do
+    files =
+      for name <- ~w(start.boot vm.args sys.config env.sh elixir),
+          do: "releases/#{release.version}/#{name}"
+
+    files ++ runtime(release)
+  end
+
+  # Without a runtime system of its own a release lacks the applications of OTP as well.
+  defp runtime(%{bundled_erts?: false}), do: []
+
+  defp runtime(release) do
+    applications =
+      for {app, version} <- release.applications, do: "lib/#{app}-#{version}/ebin/#{app}.app"
+
+    ["erts-#{release.erts_version}/bin/beam.smp" | applications]
+  end
+
   @doc "Whether the release can run on this machine, told before anything is booted."
   @spec check_compatible(t(), Platform.t()) :: :ok | {:error, {:incompatible_release, map()}}
   def check_compatible(%__MODULE__{} = release, facts \\ Platform.running()),

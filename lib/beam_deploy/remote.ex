@@ -6,6 +6,7 @@ defmodule BeamDeploy.Remote do
 
   alias BeamDeploy.BlueGreen.{Coordinator, Handoff}
   alias BeamDeploy.{HotUpgrade, PeerNode}
+  alias BeamDeploy.Events.Subscribers
   alias BeamDeploy.PeerNode.{Console, Drain, Preload}
 
   @version 1
@@ -54,11 +55,26 @@ defmodule BeamDeploy.Remote do
 
   # On the parent, called by peers.
 
-  @spec upgrade(Path.t(), keyword(), node()) :: :ok | {:error, term()}
-  def upgrade(path, options, origin), do: Coordinator.upgrade(path, options, origin)
+  @spec upgrade(Path.t(), keyword(), Coordinator.caller()) :: :ok | {:error, term()}
+  def upgrade(path, options, caller), do: Coordinator.upgrade(path, options, caller)
 
-  @spec hot_upgrade(Path.t(), keyword(), node()) :: :ok | {:error, term()}
-  def hot_upgrade(path, options, origin), do: Coordinator.hot_upgrade(path, options, origin)
+  @spec hot_upgrade(Path.t(), keyword(), Coordinator.caller()) :: :ok | {:error, term()}
+  def hot_upgrade(path, options, caller), do: Coordinator.hot_upgrade(path, options, caller)
+
+  @spec rollback(String.t() | nil, Coordinator.caller()) :: :ok | {:error, term()}
+  def rollback(version, caller), do: Coordinator.rollback(version, caller)
+
+  @spec history() :: [map()]
+  def history, do: Coordinator.history()
+
+  @spec current_vsn() :: String.t() | nil
+  def current_vsn, do: Coordinator.current_vsn()
+
+  @spec subscribe(pid()) :: :ok
+  def subscribe(pid), do: Subscribers.add(pid)
+
+  @spec publish([atom()], map()) :: :ok
+  def publish(event, metadata), do: Subscribers.publish_here(event, metadata)
 
   @spec status() :: %{active_node: node() | nil, upgrading: boolean()}
   def status, do: Coordinator.status()

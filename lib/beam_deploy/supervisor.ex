@@ -10,6 +10,7 @@ defmodule BeamDeploy.Supervisor do
   use Supervisor
 
   alias BeamDeploy.BlueGreen.{Coordinator, DescriptorServer, Handoff, Listener}
+  alias BeamDeploy.Events.Subscribers
   alias BeamDeploy.Options
 
   @spec start_link([term()], Options.t(), map()) :: Supervisor.on_start()
@@ -26,6 +27,7 @@ defmodule BeamDeploy.Supervisor do
         type: :supervisor
       },
       Handoff,
+      Subscribers,
       {Task.Supervisor, name: BeamDeploy.TaskSupervisor},
       {Listener, mode: environment.listeners},
       {DescriptorServer, environment.socket},

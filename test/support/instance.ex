@@ -42,6 +42,8 @@ defmodule BeamDeploy.Test.Instance do
 
   @doc "Starts the same parent once more, after its end."
   def restart(instance) do
+    # What the last run printed would be taken for this one's.
+    File.rm(instance.log)
     instance = %{instance | shell: run(instance)}
     on_exit(fn -> kill(instance) end)
     await_serving(instance)

@@ -6,9 +6,10 @@ defmodule BeamDeploy.BlueGreen.Coordinator do
 
   use GenServer, shutdown: :infinity
 
-  alias BeamDeploy.{BlueGreen, Options, Parent, Release}
-  alias BeamDeploy.BlueGreen.{Listener, Peer}
-  alias BeamDeploy.Release.Store
+  alias BeamDeploy.{BlueGreen, Error, Options, Parent, Release}
+  alias BeamDeploy.BlueGreen.{Listener, Peer, Probation}
+  alias BeamDeploy.Events.Terminal
+  alias BeamDeploy.Release.{Platform, Store}
 
   require Logger
 
@@ -29,11 +30,19 @@ defmodule BeamDeploy.BlueGreen.Coordinator do
     boot: nil,
     booting: nil,
     crashes: [],
+    restarts: 0,
+    # Of a release that was just swapped in.
+    probation: nil,
+    # What to boot should the release to serve not come up when the parent starts.
+    fallbacks: [],
     # The start of the parent waits for the first boot.
     start: :pending,
     starter: nil,
     last_swap: nil
   ]
+
+  @typedoc "Where a call comes from, and the I/O device that its progress is printed to."
+  @type caller :: %{node: node(), terminal: pid() | nil}
 
   def start_link({%Options{}, _environment} = arguments),
     do: GenServer.start_link(__MODULE__, arguments, name: __MODULE__)
@@ -42,19 +51,37 @@ defmodule BeamDeploy.BlueGreen.Coordinator do
   @spec await_active() :: :ignore | {:error, term()}
   def await_active, do: GenServer.call(__MODULE__, :await_active, :infinity)
 
-  @doc "Swaps to a tarball. `origin` is the node the call comes from: the outgoing peer gets its answer at cutover."
-  @spec upgrade(Path.t(), keyword(), node()) :: :ok | {:error, term()}
-  def upgrade(path, options, origin), do: call({:run, :upgrade, [path, options], origin})
+  @doc "Swaps to a tarball. A caller in the outgoing peer gets its answer at cutover."
+  @spec upgrade(Path.t(), keyword(), caller()) :: :ok | {:error, term()}
+  def upgrade(path, options, caller), do: call({:run, :upgrade, [path, options], caller})
 
   @doc "Upgrades the active peer in place to a tarball."
-  @spec hot_upgrade(Path.t(), keyword(), node()) :: :ok | {:error, term()}
-  def hot_upgrade(path, options, origin), do: call({:run, :hot_upgrade, [path, options], origin})
+  @spec hot_upgrade(Path.t(), keyword(), caller()) :: :ok | {:error, term()}
+  def hot_upgrade(path, options, caller), do: call({:run, :hot_upgrade, [path, options], caller})
+
+  @doc "Swaps to a release of the store: that of a version, or with nil the one that served before."
+  @spec rollback(String.t() | nil, caller()) :: :ok | {:error, term()}
+  def rollback(version, caller), do: call({:run, :rollback, [version], caller})
+
+  @spec current_vsn() :: String.t() | nil
+  def current_vsn, do: GenServer.call(__MODULE__, :current_vsn)
 
   @spec status() :: %{active_node: node() | nil, upgrading: boolean()}
   def status, do: GenServer.call(__MODULE__, :status)
 
+  # What takes time is found out by the caller.
   @spec info() :: map()
-  def info, do: GenServer.call(__MODULE__, :info)
+  def info do
+    {info, store} = GenServer.call(__MODULE__, :info)
+    releases = for release <- Store.releases(store), do: identity(release)
+    Map.merge(info, %{releases: releases, store_bytes: Store.size(store)})
+  end
+
+  @spec history() :: [Store.entry()]
+  def history do
+    {_info, store} = GenServer.call(__MODULE__, :info)
+    Store.history(store)
+  end
 
   # Called by the task.
 
@@ -93,15 +120,18 @@ defmodule BeamDeploy.BlueGreen.Coordinator do
 
   @impl true
   def handle_continue(:boot, state) do
-    release = Store.current(state.environment.store)
-    {:noreply, start_boot(%{state | release: release}, :blue)}
+    [release | fallbacks] = Store.candidates(state.environment.store)
+    {:noreply, start_boot(%{state | release: release, fallbacks: fallbacks}, :blue)}
   end
 
   @impl true
   def handle_call(:status, _from, state), do: {:reply, describe(state), state}
 
+  def handle_call(:current_vsn, _from, state),
+    do: {:reply, state.active && state.active.release.version, state}
+
   def handle_call(:info, _from, state) do
-    {:reply, Map.merge(describe(state), details(state)), state}
+    {:reply, {Map.merge(describe(state), details(state)), state.environment.store}, state}
   end
 
   def handle_call(:await_active, from, %{start: :pending} = state),
@@ -109,21 +139,25 @@ defmodule BeamDeploy.BlueGreen.Coordinator do
 
   def handle_call(:await_active, _from, state), do: {:reply, state.start, state}
 
-  def handle_call({:run, _function, _arguments, _origin}, _from, %{swap: %Task{}} = state),
+  def handle_call({:run, _function, _arguments, _caller}, _from, %{swap: %Task{}} = state),
     do: {:reply, {:error, :upgrade_in_progress}, state}
 
-  def handle_call({:run, _function, _arguments, _origin}, _from, %{active: nil} = state),
+  def handle_call({:run, _function, _arguments, _caller}, _from, %{active: nil} = state),
     do: {:reply, {:error, :no_active_peer}, state}
 
-  def handle_call({:run, function, arguments, origin}, from, state) do
+  def handle_call({:run, function, arguments, caller}, from, state) do
+    terminal = caller.terminal && Terminal.start(caller.terminal)
     task = start_task(function, [context(state) | arguments])
-    {:noreply, %{state | swap: task, callers: [{from, origin}], cutover_state: nil}}
+    callers = [{from, caller.node, terminal}]
+    {:noreply, %{state | swap: task, callers: callers, cutover_state: nil}}
   end
 
-  def handle_call({:release_replaced, release}, _from, state),
-    do:
-      {:reply, :ok,
-       %{state | release: release, active: Peer.replace_release(state.active, release)}}
+  def handle_call({:release_replaced, release}, _from, state) do
+    state = %{state | probation: probation(state)}
+
+    {:reply, :ok,
+     %{state | release: release, active: Peer.replace_release(state.active, release)}}
+  end
 
   def handle_call({:peer_started, peer}, {pid, _tag}, %{boot: %Task{pid: pid}} = state),
     do: {:reply, :ok, %{state | booting: peer}}
@@ -134,12 +168,12 @@ defmodule BeamDeploy.BlueGreen.Coordinator do
   def handle_call({:cut_over, incoming, outgoing}, _from, state) do
     # A request that asked for the swap may be one that the outgoing peer has to finish: it is answered now.
     {early, callers} =
-      Enum.split_with(state.callers, fn {_from, origin} -> origin == outgoing.node end)
+      Enum.split_with(state.callers, fn {_from, node, _terminal} -> node == outgoing.node end)
 
     reply_all(early, :ok)
 
-    {:reply, :ok,
-     activate(%{state | callers: callers, incoming: nil, outgoing: outgoing}, incoming)}
+    state = %{state | callers: callers, incoming: nil, outgoing: outgoing}
+    {:reply, :ok, activate(%{state | probation: probation(state)}, incoming)}
   end
 
   def handle_call({:put_cutover_state, value}, _from, state),
@@ -201,13 +235,25 @@ defmodule BeamDeploy.BlueGreen.Coordinator do
     {:noreply, %{state | boot: nil, booting: nil} |> activate(peer) |> started(:ignore)}
   end
 
+  # A machine that starts again must not stay without service because the release that served last has broken. It stays
+  # the current one: what failed may be something that is repaired by the next start.
+  defp boot_finished(%{start: :pending, fallbacks: [next | rest]} = state, {:error, reason}) do
+    Logger.error(
+      "beam_deploy: release #{state.release.version} does not boot: #{Error.sentence(reason)}; " <>
+        "release #{next.version} is booted in its place, and #{state.release.version} again at the next start"
+    )
+
+    :ok = BlueGreen.record_failure(context(state), :boot, state.release, reason)
+    {:noreply, start_boot(%{state | booting: nil, release: next, fallbacks: rest}, :blue)}
+  end
+
   # Of the very first boot whoever starts the parent hears; it is not repeated.
   defp boot_finished(%{start: :pending} = state, {:error, reason}),
     do: {:noreply, started(%{state | boot: nil, booting: nil}, {:error, reason})}
 
   defp boot_finished(state, {:error, reason}) do
     Logger.error(
-      "beam_deploy: release #{state.release.version} does not boot again: #{inspect(reason)}"
+      "beam_deploy: release #{state.release.version} does not boot again: #{Error.sentence(reason)}"
     )
 
     recover(%{state | boot: nil, booting: nil}, state.environment.side)
@@ -239,12 +285,16 @@ defmodule BeamDeploy.BlueGreen.Coordinator do
   defp recover(state, side) do
     now = System.monotonic_time(:second)
     crashes = [now | Enum.filter(state.crashes, &(now - &1 < state.options.max_seconds))]
-    state = %{state | crashes: crashes}
+    probation = Probation.ended(state.probation)
+    state = %{state | crashes: crashes, restarts: state.restarts + 1, probation: probation}
 
     cond do
       # The whole system stops, and its peers may have been told so before the parent.
       stopping?() ->
         {:noreply, state}
+
+      state.swap == nil and Probation.failed?(probation, state.options.max_restarts) ->
+        {:noreply, roll_back(state, side)}
 
       length(crashes) > state.options.max_restarts ->
         {:stop, {:peer_keeps_ending, state.release.version}, state}
@@ -253,6 +303,23 @@ defmodule BeamDeploy.BlueGreen.Coordinator do
         {:noreply, start_boot(state, side)}
     end
   end
+
+  # Once: what is rolled back to has served before, and is not on probation.
+  defp roll_back(%{probation: probation, release: failing} = state, side) do
+    reason = {:keeps_ending, probation.crashes, state.options.max_seconds}
+
+    Logger.error(
+      "beam_deploy: release #{failing.version} is rolled back to #{probation.previous.version}: " <>
+        Error.sentence(reason)
+    )
+
+    arguments = [context(%{state | active: nil}), failing, reason, probation.previous, side]
+    boot = start_task(:heal, arguments)
+    %{state | probation: nil, release: probation.previous, boot: boot}
+  end
+
+  defp probation(%{active: active, options: options}),
+    do: Probation.new(active.release, options.max_seconds)
 
   defp stopping?, do: match?({:stopping, _progress}, :init.get_status())
 
@@ -282,8 +349,15 @@ defmodule BeamDeploy.BlueGreen.Coordinator do
     %{state | booting: nil}
   end
 
-  defp reply_all(callers, answer),
-    do: Enum.each(callers, fn {from, _origin} -> GenServer.reply(from, answer) end)
+  defp reply_all(callers, answer), do: Enum.each(callers, &reply(&1, answer))
+
+  defp reply({from, _node, nil}, answer), do: GenServer.reply(from, answer)
+
+  defp reply({from, _node, terminal}, answer) do
+    arguments = [terminal, from, answer]
+    tasks = BeamDeploy.TaskSupervisor
+    {:ok, _pid} = Task.Supervisor.start_child(tasks, Terminal, :answer, arguments)
+  end
 
   defp describe(state),
     do: %{active_node: state.active && state.active.node, upgrading: state.swap != nil}
@@ -291,6 +365,9 @@ defmodule BeamDeploy.BlueGreen.Coordinator do
   defp details(state) do
     %{
       parent_node: node(),
+      beam_deploy: :beam_deploy |> Application.spec(:vsn) |> to_string(),
+      elixir: System.version(),
+      otp_release: System.otp_release(),
       base: identity(state.environment.base),
       current: identity(state.release),
       peers:
@@ -301,12 +378,25 @@ defmodule BeamDeploy.BlueGreen.Coordinator do
         ),
       listeners: Listener.info(),
       store: state.environment.store.dir,
-      last_swap: state.last_swap
+      last_swap: state.last_swap,
+      restarts: %{
+        total: state.restarts,
+        recent: length(state.crashes),
+        allowed: state.options.max_restarts,
+        within_seconds: state.options.max_seconds
+      }
     }
   end
 
   defp about(peer),
-    do: %{node: peer.node, side: peer.side, os_pid: peer.os_pid, version: peer.release.version}
+    do: %{
+      node: peer.node,
+      side: peer.side,
+      os_pid: peer.os_pid,
+      version: peer.release.version,
+      otp_release: Platform.otp_release(peer.release.erts_version),
+      memory: Peer.memory(peer)
+    }
 
   defp identity(release),
     do: %{version: release.version, sha256: release.sha256, root: release.root}

@@ -255,6 +255,17 @@ defmodule BeamDeploy.BlueGreen.Peer do
   def replace_release(peer, release),
     do: %{peer | release: release, roots: [release.root | peer.roots]}
 
+  @doc "The memory that the VM occupies, in bytes; nil where the system does not say."
+  @spec memory(t()) :: non_neg_integer() | nil
+  def memory(%__MODULE__{os_pid: os_pid}) do
+    with {:ok, status} <- File.read("/proc/#{os_pid}/status"),
+         [_, kilobytes] <- Regex.run(~r/^VmRSS:\s+(\d+) kB$/m, status) do
+      String.to_integer(kilobytes) * 1024
+    else
+      _elsewhere_or_gone -> nil
+    end
+  end
+
   @doc "Whether the VM is there."
   @spec alive?(t()) :: boolean()
   def alive?(%__MODULE__{control: control}), do: Process.alive?(control)

@@ -106,6 +106,72 @@ defmodule BeamDeploy.Release.Store do
     end
   end
 
+  @doc "What to serve when the parent starts: the current release, and in their order what may stand in for it."
+  @spec candidates(t()) :: [Release.t(), ...]
+  def candidates(store) do
+    [current(store), previous(store), store.base]
+    |> Enum.reject(&is_nil/1)
+    |> Enum.uniq_by(& &1.root)
+  end
+
+  @doc """
+  What to roll back to: with nil the one that served before, else the newest of a version. Never what `running` names:
+  several releases may have one version.
+  """
+  @spec target(t(), String.t() | nil, Release.t()) ::
+          {:ok, Release.t()}
+          | {:error,
+             :no_previous_release
+             | {:unknown_release, String.t()}
+             | {:already_current, String.t()}
+             | {:damaged_release, String.t()}}
+  def target(store, version, running) do
+    state = state!(store)
+
+    keys =
+      if version == nil,
+        do: List.wrap(state.previous),
+        else: Enum.filter(state.releases ++ [:base], &(version(&1, store) == version))
+
+    case Enum.split_with(keys, &(root(store, &1) == running.root)) do
+      {_running, [key | _older]} -> locate(key, store)
+      {[_running], []} -> {:error, {:already_current, running.version}}
+      {[], []} when version == nil -> {:error, :no_previous_release}
+      {[], []} -> {:error, {:unknown_release, version}}
+    end
+  end
+
+  @doc "What the store occupies on disk, in bytes; what is linked counts once."
+  @spec size(t()) :: non_neg_integer()
+  def size(store) do
+    {bytes, _seen} = size_of(String.to_charlist(store.dir), {0, MapSet.new()})
+    bytes
+  end
+
+  defp size_of(path, {bytes, seen}) do
+    case :file.read_link_info(path, [:raw]) do
+      {:ok, info} ->
+        %File.Stat{type: type, size: size, inode: inode} = File.Stat.from_record(info)
+
+        cond do
+          type == :directory -> size_of_all(path, {bytes + size, seen})
+          MapSet.member?(seen, inode) -> {bytes, seen}
+          true -> {bytes + size, MapSet.put(seen, inode)}
+        end
+
+      # Gone since its directory was read.
+      {:error, _posix} ->
+        {bytes, seen}
+    end
+  end
+
+  defp size_of_all(dir, sum) do
+    case :file.list_dir_all(dir) do
+      {:ok, names} -> Enum.reduce(names, sum, &size_of(:filename.join(dir, &1), &2))
+      {:error, _posix} -> sum
+    end
+  end
+
   @doc "All that can be swapped to, newest first; the base last."
   @spec releases(t()) :: [Release.t()]
   def releases(store), do: Enum.map(state!(store).releases ++ [:base], &locate!(&1, store))
@@ -130,7 +196,7 @@ defmodule BeamDeploy.Release.Store do
       key = key(release, store)
 
       with :ok <- sync_unless_listed(store, state, key),
-           do: {:ok, state |> State.promote(key) |> State.record(entry)}
+           do: {:ok, state |> State.promote(key, entry[:from]) |> State.record(entry)}
     end)
   end
 
@@ -435,11 +501,19 @@ defmodule BeamDeploy.Release.Store do
   defp root(store, :base), do: store.base.root
   defp root(store, {_version, _sha256, name}), do: Path.join([store.dir, "releases", name])
 
-  defp locate!(:base, store), do: store.base
+  defp version(:base, store), do: store.base.version
+  defp version({version, _sha256, _name}, _store), do: version
 
   defp locate!(key, store) do
-    {:ok, release} = store |> root(key) |> read_manifest()
+    {:ok, release} = locate(key, store)
     release
+  end
+
+  defp locate(:base, store), do: {:ok, store.base}
+
+  defp locate({version, _sha256, _name} = key, store) do
+    with {:error, _why} <- store |> root(key) |> read_manifest(),
+         do: {:error, {:damaged_release, version}}
   end
 
   defp write_manifest(root, release) do

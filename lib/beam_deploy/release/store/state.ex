@@ -36,12 +36,19 @@ defmodule BeamDeploy.Release.Store.State do
     |> record(%{kind: :boot, from: id(state.current, state), to: {version, nil}, outcome: :ok})
   end
 
-  @spec promote(t(), key()) :: t()
-  def promote(%{current: key} = state, key), do: state
+  @doc """
+  Makes a release the current one. The previous one is what served until then (`from`): that is another than what was
+  current when the parent had to boot a stand-in.
+  """
+  @spec promote(t(), key(), Release.id() | nil) :: t()
+  def promote(state, key, from \\ nil)
+  def promote(%{current: key} = state, key, _from), do: state
 
-  def promote(state, key) do
+  def promote(state, key, from) do
     releases = if key == :base, do: state.releases, else: [key | List.delete(state.releases, key)]
-    %{state | current: key, previous: state.current, releases: releases}
+    served = Enum.find([:base | state.releases], state.current, &(id(&1, state) == from))
+    previous = if served == key, do: state.current, else: served
+    %{state | current: key, previous: previous, releases: releases}
   end
 
   @spec record(t(), map()) :: t()
