@@ -115,14 +115,16 @@ defmodule BeamDeploy.Error do
   defp way(:blue_green), do: "a blue-green swap"
   defp way(:cold), do: "a new start"
 
-  defp not_hot({:erts_changed, old, new}), do: "another runtime system (#{old}, now #{new})"
-  defp not_hot({:applications_added, apps}), do: "new applications: #{Enum.join(apps, ", ")}"
-  defp not_hot({:applications_removed, apps}), do: "applications gone: #{Enum.join(apps, ", ")}"
+  @doc false
+  @spec not_hot(term()) :: String.t()
+  def not_hot({:erts_changed, old, new}), do: "another runtime system (#{old}, now #{new})"
+  def not_hot({:applications_added, apps}), do: "new applications: #{Enum.join(apps, ", ")}"
+  def not_hot({:applications_removed, apps}), do: "applications gone: #{Enum.join(apps, ", ")}"
 
-  defp not_hot({:struct_changed, module, _fields}),
+  def not_hot({:struct_changed, module, _fields}),
     do: "the fields of %#{name(module)}{} changed, and no code_change/3 converts it"
 
-  defp not_hot({what, names}),
+  def not_hot({what, names}),
     do:
       "#{what |> to_string() |> String.replace("_", " ")}: #{Enum.map_join(names, ", ", &name/1)}"
 

@@ -35,13 +35,15 @@ defmodule BeamDeploy.Integration.SurviveTest do
     test "after kill -9 and after SIGTERM", %{tmp_dir: tmp_dir} do
       instance = deployed(tmp_dir)
 
-      for signal <- ["KILL", "TERM"] do
-        stop(instance, signal)
-        restart(instance)
-        assert version(instance) == "0.2.0"
-        assert eval!(instance, "BeamDeploy.info().base.version") == "0.1.0"
-        assert length(staged(instance)) == 1
-      end
+      instance =
+        Enum.reduce(["KILL", "TERM"], instance, fn signal, instance ->
+          stop(instance, signal)
+          instance = restart(instance)
+          assert version(instance) == "0.2.0"
+          assert eval!(instance, "BeamDeploy.info().base.version") == "0.1.0"
+          assert length(staged(instance)) == 1
+          instance
+        end)
 
       # And it goes on from there.
       assert eval!(instance, "BeamDeploy.rollback()") == :ok
