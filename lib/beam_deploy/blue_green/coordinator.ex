@@ -318,8 +318,9 @@ defmodule BeamDeploy.BlueGreen.Coordinator do
     %{state | probation: nil, release: probation.previous, boot: boot}
   end
 
-  defp probation(%{active: active, options: options}),
-    do: Probation.new(active.release, options.max_seconds)
+  # By the release: the peer that served it may have ended meanwhile.
+  defp probation(%{release: release, options: options}),
+    do: Probation.new(release, options.max_seconds)
 
   defp stopping?, do: match?({:stopping, _progress}, :init.get_status())
 
