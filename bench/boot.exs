@@ -97,7 +97,7 @@ defmodule Bench.Boot do
     complete = now() - started
     {:ok, startup} = Peer.call(peer, :startup_modules, [], 5_000)
     :killed = Peer.kill(peer)
-    :ok = Listener.release(:blue)
+    {:ok, _discarded} = Listener.release(:blue)
     {booted, complete, startup}
   end
 

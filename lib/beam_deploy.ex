@@ -373,15 +373,16 @@ defmodule BeamDeploy do
 
   @doc """
   As `:gen_tcp.listen/2`, for a listener of your own that takes part in swaps: in a peer the socket is the parent's, and
-  new connections reach it only while this peer is the one that serves. Elsewhere it is `:gen_tcp.listen/2`.
+  new connections reach it only while this peer is the one that serves. Elsewhere, and for port 0, it is
+  `:gen_tcp.listen/2`. Unix-domain sockets take part as well (`ip: {:local, path}` and port 0); BeamDeploy keeps two more
+  names beside the path.
 
       {:ok, socket} = BeamDeploy.listen(4040, [:binary, active: false, ip: {127, 0, 0, 1}])
   """
   @spec listen(:inet.port_number(), [:gen_tcp.listen_option()]) ::
           {:ok, :gen_tcp.socket()} | {:error, term()}
   def listen(port, opts) when is_integer(port) and is_list(opts) do
-    # A port that the system chooses is nothing that clients could go on using.
-    if PeerNode.identity() && port > 0,
+    if PeerNode.identity(),
       do: Servers.listen(port, opts),
       else: :gen_tcp.listen(port, opts)
   end

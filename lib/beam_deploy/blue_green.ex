@@ -4,16 +4,12 @@ defmodule BeamDeploy.BlueGreen do
   # Not for: how a step works, or who may start one.
 
   alias BeamDeploy.{Error, Events, Options, Release}
-  alias BeamDeploy.BlueGreen.{Coordinator, Handoff, Listener, Peer}
+  alias BeamDeploy.BlueGreen.{Coordinator, Handoff, Listener, Peer, Settle}
   alias BeamDeploy.Release.{Archive, Signature, Store}
 
   require Logger
 
-  @poll 10
   @health_interval 100
-  # A peer of the old side has this long without a waiting connection before it counts as empty: an acceptor may hold one
-  # that it has taken from the queue and not handed on.
-  @quiet 50
 
   @enforce_keys [:options, :environment, :store]
   defstruct [:options, :environment, :store, :outgoing, kind: :blue_green]
@@ -88,19 +84,19 @@ defmodule BeamDeploy.BlueGreen do
     side = other(outgoing.side)
 
     with {:ok, incoming} <- bring_up(swap, release, side),
-         :ok <- hand_over(outgoing, incoming) do
+         :ok <- hand_over(outgoing, incoming, swap.options.drain_timeout) do
       finish(swap, outgoing, incoming)
     else
       {:error, reason} ->
         # Addresses that only the new version would have served.
-        :ok = Listener.release(side)
+        give_up(side)
         {:error, reason}
     end
   end
 
-  defp hand_over(outgoing, incoming) do
+  defp hand_over(outgoing, incoming, timeout) do
     with {:error, reason} <-
-           phase(:cutover, about(incoming), fn -> cut_over(outgoing, incoming) end) do
+           phase(:cutover, about(incoming), fn -> cut_over(outgoing, incoming, timeout) end) do
       :killed = Peer.kill(incoming)
       {:error, reason}
     end
@@ -238,6 +234,13 @@ defmodule BeamDeploy.BlueGreen do
     end
   end
 
+  # Addresses that nobody else serves, and connections that nobody will accept any more.
+  defp give_up(side) do
+    with {:ok, discarded} when discarded > 0 <- Listener.release(side) do
+      Logger.warning("beam_deploy: #{discarded} connections came too late and were reset")
+    end
+  end
+
   defp await_healthy(options, peer) do
     # All modules, as a release in embedded mode has them: the first requests must not wait for their loading.
     with {:ok, :ok} <- call_alive(peer, :load_modules, [], options.boot_timeout),
@@ -280,44 +283,47 @@ defmodule BeamDeploy.BlueGreen do
   end
 
   # Up to the moment when the outgoing peer is told to stop, one call sends all connections back to it.
-  defp cut_over(outgoing, incoming) do
+  defp cut_over(outgoing, incoming, timeout) do
     _ = Peer.call(outgoing, :put_counterpart, [:incoming, incoming.node], 5_000)
     Peer.attach_output(incoming)
 
-    with :ok <- Listener.cutover(incoming.side) do
-      if Peer.alive?(incoming) do
-        Coordinator.cut_over(incoming, outgoing)
-      else
-        :ok = Listener.cutover(outgoing.side)
-        _ = Peer.call(outgoing, :put_counterpart, [:incoming, nil], 5_000)
-        {:error, {:boot_failed, Peer.details(incoming)}}
-      end
+    with :ok <- Listener.cutover(incoming.side),
+         :ok <- Settle.await(outgoing.side, fn -> ended(outgoing, incoming) end, timeout) do
+      Coordinator.cut_over(incoming, outgoing)
+    else
+      # Nothing is left to wait for.
+      {:stopped, :outgoing} -> Coordinator.cut_over(incoming, outgoing)
+      {:stopped, :incoming} -> go_back(outgoing, {:boot_failed, Peer.details(incoming)})
+      {:error, reason} -> go_back(outgoing, reason)
     end
+  end
+
+  defp ended(outgoing, incoming) do
+    cond do
+      not Peer.alive?(incoming) -> :incoming
+      not Peer.alive?(outgoing) -> :outgoing
+      true -> nil
+    end
+  end
+
+  defp go_back(outgoing, reason) do
+    :ok = Listener.cutover(outgoing.side)
+    _ = Peer.call(outgoing, :put_counterpart, [:incoming, nil], 5_000)
+    {:error, reason}
   end
 
   # No way back from here: what fails now is said in the log, and the new version serves.
   defp finish(swap, outgoing, incoming) do
     phase(:drain, about(outgoing), fn ->
-      deadline = deadline(swap.options.drain_timeout)
-      :ok = await_empty(outgoing, deadline)
-      drain(outgoing, remaining(deadline))
+      drain(outgoing, swap.options.drain_timeout)
     end)
 
     phase(:stop, about(outgoing), fn -> stop(outgoing, swap.options.shutdown_timeout) end)
-    :ok = Listener.release(outgoing.side)
+    give_up(outgoing.side)
     phase(:finish, about(incoming), fn -> complete(swap, incoming) end)
 
     {:ok,
      %{from: outgoing.release.version, to: incoming.release.version, phases: Events.timings()}}
-  end
-
-  defp await_empty(outgoing, deadline, quiet_since \\ now()) do
-    cond do
-      not Peer.alive?(outgoing) or remaining(deadline) == 0 -> :ok
-      Listener.queued(outgoing.side) > 0 -> pause(@poll) && await_empty(outgoing, deadline)
-      now() - quiet_since < @quiet -> pause(@poll) && await_empty(outgoing, deadline, quiet_since)
-      true -> :ok
-    end
   end
 
   # Whatever becomes of it, the next step is to stop the peer. One that is frozen does not even say its version.

@@ -7,9 +7,11 @@ defmodule BeamDeploy.Integration do
 
   @type scheme :: :http | :https
   @type server :: Bandit | Cowboy
-  @type address :: {:inet.ip_address(), :inet.port_number(), boolean() | nil}
+  @type address ::
+          {:inet.ip_address() | {:local, Path.t()}, :inet.port_number(), boolean() | nil}
   @type acquire ::
-          (address() -> {:adopt, non_neg_integer(), :inet | :inet6} | :share | {:error, term()})
+          (address() ->
+             {:adopt, non_neg_integer(), :inet | :inet6 | :local} | :share | {:error, term()})
 
   @doc "The options of a server that the user starts, by its own name."
   @spec adopt_server(module(), term(), acquire()) :: {:ok, term()} | {:error, term()}
@@ -65,11 +67,18 @@ defmodule BeamDeploy.Integration do
 
   # A port that the system chooses differs from peer to peer anyway, and is nothing that clients know.
   defp address(server, options, scheme) do
-    with port when port > 0 <- port(server.port(options, scheme)),
-         {:ok, ip} <- ip(server.ip(options), v6?(options)) do
+    with {:ok, ip} <- ip(server.ip(options), v6?(options)),
+         {:ok, port} <- port(ip, server.port(options, scheme)) do
       {:ok, {ip, port, server.only_v6(options)}}
-    else
-      _other -> :unsteerable
+    end
+  end
+
+  defp port({:local, _path}, _port), do: {:ok, 0}
+
+  defp port(_ip, port) do
+    case port(port) do
+      0 -> :unsteerable
+      port -> {:ok, port}
     end
   end
 
@@ -80,6 +89,7 @@ defmodule BeamDeploy.Integration do
   defp ip(:loopback, false), do: {:ok, {127, 0, 0, 1}}
   defp ip(:loopback, true), do: {:ok, {0, 0, 0, 0, 0, 0, 0, 1}}
   defp ip(ip, _v6?) when is_tuple(ip) and tuple_size(ip) in [4, 8], do: {:ok, ip}
+  defp ip({:local, path}, _v6?), do: {:ok, {:local, path}}
   defp ip(_other, _v6?), do: :unsteerable
 
   @doc "The value of an option. Unlike Keyword, it takes lists that hold bare atoms such as `:inet6` as well."

@@ -12,11 +12,17 @@ defmodule BeamDeploy.Native do
   end
 
   # src/socket.rs, owner BeamDeploy.BlueGreen.Listener
-  def listener_open(_ip, _port, _only_v6, _backlog), do: :erlang.nif_error(:nif_not_loaded)
+  def listener_open_inet(_ip, _port, _only_v6, _backlog, _alone),
+    do: :erlang.nif_error(:nif_not_loaded)
+
+  def listener_open_local(_path, _backlog), do: :erlang.nif_error(:nif_not_loaded)
+  def listener_close(_pair), do: :erlang.nif_error(:nif_not_loaded)
   def listener_descriptor(_pair, _side), do: :erlang.nif_error(:nif_not_loaded)
   def listener_port(_pair), do: :erlang.nif_error(:nif_not_loaded)
   def listener_steer(_pair, _side), do: :erlang.nif_error(:nif_not_loaded)
   def listener_queue(_pair, _side), do: :erlang.nif_error(:nif_not_loaded)
+  def listener_discard(_pair, _side), do: :erlang.nif_error(:nif_not_loaded)
+  def handshakes(_v6, _ports, _youngest, _oldest), do: :erlang.nif_error(:nif_not_loaded)
 
   # src/process.rs, owners BeamDeploy.PeerNode.Console and BeamDeploy.BlueGreen.Peer
   def redirect(_target, _descriptor), do: :erlang.nif_error(:nif_not_loaded)

@@ -6,6 +6,7 @@ defmodule BeamDeploy.BlueGreen.DescriptorServer do
   use Task, restart: :permanent
 
   alias BeamDeploy.BlueGreen.Listener
+  alias BeamDeploy.Native
 
   @timeout 5_000
   @backlog 16
@@ -43,7 +44,7 @@ defmodule BeamDeploy.BlueGreen.DescriptorServer do
   def serve(connection, owner) do
     with :ok <- check_owner(connection, owner),
          {:ok, request} <- receive_request(connection),
-         do: send_answer(connection, answer(request))
+         do: serve_request(connection, request)
   after
     :socket.close(connection)
   end
@@ -64,8 +65,18 @@ defmodule BeamDeploy.BlueGreen.DescriptorServer do
          do: {:ok, :erlang.binary_to_term(binary, [:safe])}
   end
 
-  defp answer(:output), do: {:ok, [1, 2]}
-  defp answer({:listen, side, address}), do: Listener.descriptor(side, address)
+  defp serve_request(connection, :output), do: send_answer(connection, {:ok, [1, 2]})
+
+  # A duplicate: the socket may be closed at any moment, and its number be another's then.
+  defp serve_request(connection, {:listen, side, address}) do
+    answer = Listener.descriptor(side, address)
+
+    try do
+      send_answer(connection, answer)
+    after
+      with {:ok, numbers} <- answer, do: Enum.each(numbers, &(:ok = Native.close_descriptor(&1)))
+    end
+  end
 
   defp send_answer(connection, {:ok, descriptors}) do
     rights = for number <- descriptors, into: <<>>, do: <<number::32-native>>

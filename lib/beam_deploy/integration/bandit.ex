@@ -29,7 +29,7 @@ defmodule BeamDeploy.Integration.Bandit do
   Options for listening on a descriptor. The port stays where Phoenix reads it; Thousand Island is given 0 below, because
   a descriptor is bound already, for which reason an address is refused as well.
   """
-  @spec adopt([term()], non_neg_integer(), :inet | :inet6) :: [term()]
+  @spec adopt([term()], non_neg_integer(), :inet | :inet6 | :local) :: [term()]
   def adopt(options, descriptor, family) do
     options
     |> Enum.reject(&bound_option?/1)
@@ -61,7 +61,7 @@ defmodule BeamDeploy.Integration.Bandit do
   @spec drainable([term()]) :: [term()]
   def drainable(options), do: options
 
-  defp bound_option?(option) when option in [:inet, :inet6], do: true
+  defp bound_option?(option) when option in [:inet, :inet6, :local], do: true
 
   defp bound_option?({name, _value}),
     do: name in [:ip, :net, :ifaddr, :ipv6_v6only, :reuseport, :reuseport_lb]

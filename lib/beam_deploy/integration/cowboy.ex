@@ -28,7 +28,7 @@ defmodule BeamDeploy.Integration.Cowboy do
   Options for listening on a descriptor. Ranch takes the port from the socket options, where only 0 goes with a
   descriptor, and refuses an address beside one.
   """
-  @spec adopt([term()], non_neg_integer(), :inet | :inet6) :: [term()]
+  @spec adopt([term()], non_neg_integer(), :inet | :inet6 | :local) :: [term()]
   def adopt(options, descriptor, family) do
     options = Enum.reject(options, &bound_option?/1)
     socket = Enum.reject(socket_options(options), &bound_option?/1)
@@ -90,7 +90,11 @@ defmodule BeamDeploy.Integration.Cowboy do
   defp put_family(options, :inet6), do: [:inet6 | options]
   defp put_family(options, :inet), do: options
 
-  defp bound_option?(option) when option in [:inet, :inet6], do: true
+  # Plug.Cowboy does not know it, Ranch does.
+  defp put_family(options, :local),
+    do: put_socket_options(options, [:local | socket_options(options)])
+
+  defp bound_option?(option) when option in [:inet, :inet6, :local], do: true
   defp bound_option?({name, _value}), do: name in [:ip, :net, :ifaddr, :ipv6_v6only, :port]
   defp bound_option?(_other), do: false
 

@@ -48,47 +48,82 @@ defmodule BeamDeploy.PeerNode.Servers do
         :share -> :gen_tcp.listen(port, [reuse_port() | options])
         {:error, reason} -> {:error, reason}
       end
+    else
+      :own -> :gen_tcp.listen(port, options)
     end
   end
 
+  # Peers of a parent that was killed end within a moment, and their sockets with them.
+  @patience 5_000
+  @poll 100
+
   @doc "A descriptor for an address, with the family that has to be named beside it, or how else to listen."
-  @spec acquire({:inet.ip_address(), :inet.port_number(), boolean() | nil}) ::
-          {:adopt, non_neg_integer(), :inet | :inet6} | :share | {:error, term()}
-  def acquire({ip, _port, _only_v6} = address) do
+  @spec acquire(Integration.address()) ::
+          {:adopt, non_neg_integer(), :inet | :inet6 | :local} | :share | {:error, term()}
+  def acquire(address),
+    do: acquire(absolute(address), System.monotonic_time(:millisecond) + @patience)
+
+  defp acquire({ip, _port, _only_v6} = address, deadline) do
     case Descriptors.fetch({:listen, PeerNode.identity().side, address}) do
       {:ok, [descriptor]} -> {:adopt, descriptor, family(ip)}
       :overlap -> :share
+      {:error, :eaddrinuse} -> retry(address, deadline)
       {:error, reason} -> {:error, reason}
     end
   end
+
+  defp retry(address, deadline) do
+    if System.monotonic_time(:millisecond) < deadline do
+      Process.sleep(@poll)
+      acquire(address, deadline)
+    else
+      {:error, :eaddrinuse}
+    end
+  end
+
+  # The parent's working directory is another.
+  defp absolute({{:local, path}, port, only_v6}),
+    do: {{:local, path |> IO.chardata_to_string() |> Path.expand()}, port, only_v6}
+
+  defp absolute(address), do: address
 
   @doc "SO_REUSEPORT by its number: `{reuseport, true}` exists from OTP 26 on only. This form suits every server."
   @spec reuse_port() :: {:raw, {1, 15, <<_::32>>}}
   def reuse_port, do: {:raw, {1, 15, <<1::32-native>>}}
 
+  defp family({:local, _path}), do: :local
   defp family(ip) when tuple_size(ip) == 8, do: :inet6
   defp family(_ip), do: :inet
 
   # What is fixed when a socket is bound cannot be given with a descriptor. A backlog must be: without one, listening on
   # the shared socket would cut its queue to five.
-  @bound_options [:ip, :ifaddr, :ipv6_v6only, :reuseaddr, :reuseport, :inet, :inet6]
+  @bound_options [:ip, :ifaddr, :ipv6_v6only, :reuseaddr, :reuseport, :inet, :inet6, :local]
 
   defp split_address(port, options) do
     v6? = :inet6 in options
     {bound, others} = Enum.split_with(options, &(option_name(&1) in @bound_options))
     keyed = Enum.filter(bound, &is_tuple/1)
 
-    case Keyword.get(keyed, :ip, Keyword.get(keyed, :ifaddr, :any)) do
-      ip when is_tuple(ip) and tuple_size(ip) in [4, 8] -> {:ok, ip}
-      :any -> {:ok, if(v6?, do: {0, 0, 0, 0, 0, 0, 0, 0}, else: {0, 0, 0, 0})}
-      :loopback -> {:ok, if(v6?, do: {0, 0, 0, 0, 0, 0, 0, 1}, else: {127, 0, 0, 1})}
-      _other -> {:error, :einval}
-    end
-    |> case do
-      {:ok, ip} -> {:ok, {ip, port, keyed[:ipv6_v6only]}, put_backlog(others)}
-      error -> error
+    with {:ok, ip} <- host(Keyword.get(keyed, :ip, Keyword.get(keyed, :ifaddr, :any)), v6?),
+         true <- steerable?(ip, port) do
+      {:ok, {ip, port, keyed[:ipv6_v6only]}, put_backlog(others)}
+    else
+      _other -> :own
     end
   end
+
+  # A port that the system chooses is nothing that clients could go on using.
+  defp steerable?({:local, _path}, _port), do: true
+  defp steerable?(_ip, port), do: port > 0
+
+  defp host({:local, path}, _v6?), do: {:ok, {:local, path}}
+  defp host(ip, _v6?) when is_tuple(ip) and tuple_size(ip) in [4, 8], do: {:ok, ip}
+  defp host(:any, v6?), do: {:ok, if(v6?, do: {0, 0, 0, 0, 0, 0, 0, 0}, else: {0, 0, 0, 0})}
+
+  defp host(:loopback, v6?),
+    do: {:ok, if(v6?, do: {0, 0, 0, 0, 0, 0, 0, 1}, else: {127, 0, 0, 1})}
+
+  defp host(_other, _v6?), do: :own
 
   defp put_backlog(options) do
     if Enum.any?(options, &match?({:backlog, _}, &1)),

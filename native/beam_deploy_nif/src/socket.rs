@@ -1,116 +1,204 @@
-//! Listening sockets: two of one `SO_REUSEPORT` group for each address, and the choice between them.
+//! Listening sockets: two for each address, one a side, and the choice between them.
 //! Owner in Elixir: `BeamDeploy.BlueGreen.Listener`.
 
-use std::net::SocketAddr;
-use std::os::fd::AsFd;
+mod inet;
+mod local;
 
-use socket2::{Domain, Protocol, Socket, Type};
+#[cfg(target_os = "linux")]
+#[path = "socket/handshakes.rs"]
+mod handshakes;
+
+// Elsewhere nothing is steered, so nothing has to be known of handshakes.
+#[cfg(not(target_os = "linux"))]
+#[path = "socket/no_handshakes.rs"]
+mod handshakes;
+
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+use std::sync::{PoisonError, RwLock, RwLockReadGuard};
+
+use rustix::event::{poll, PollFd, PollFlags, Timespec};
+use rustix::io::Errno;
+use socket2::Socket;
+
+pub use handshakes::{count as count_handshakes, Family};
 
 use crate::error::Error;
-use crate::sys;
+use local::Names;
 
-/// The two sockets of one address, blue first. They are never closed while the address is served, so that an
-/// index of the group means the same socket for ever, and no queue is ever reset.
+/// The two sockets of one address, blue first. They stay open while the address is served, so that a place in the
+/// group means the same socket for ever, and no queue is ever reset. No connection reaches either before the first
+/// `steer`.
 pub struct Pair {
+    open: RwLock<Option<Open>>,
+}
+
+struct Open {
     sides: [Socket; 2],
+    place: Place,
+}
+
+enum Place {
+    Inet,
+    Local(Names),
 }
 
 impl Pair {
-    /// Opens, binds and listens on both sockets. The blue one listens first: it has index 0 of the group.
-    pub fn open(address: SocketAddr, only_v6: Option<bool>, backlog: i32) -> Result<Pair, Error> {
-        let blue = bind(address, only_v6)?;
-        // With port 0 the kernel chose one for the first socket: the second takes the same.
-        let bound = blue.local_addr()?.as_socket().unwrap_or(address);
-        let green = bind(bound, only_v6)?;
-        blue.listen(backlog)?;
-        green.listen(backlog)?;
-        Ok(Pair {
-            sides: [blue, green],
+    /// Two sockets of one `SO_REUSEPORT` group. With `alone`, an address that somebody else listens on is refused.
+    pub fn inet(
+        address: SocketAddr,
+        only_v6: Option<bool>,
+        backlog: i32,
+        alone: bool,
+    ) -> Result<Pair, Error> {
+        if alone {
+            inet::check_free(address, only_v6)?;
+        }
+        let sides = inet::open(address, only_v6, backlog)?;
+        Ok(Pair::new(sides, Place::Inet))
+    }
+
+    /// Two sockets with names beside a path; the path itself becomes a name of the one that is steered to.
+    pub fn local(path: &Path, backlog: i32) -> Result<Pair, Error> {
+        let names = Names::beside(path);
+        let sides = local::open(&names, backlog)?;
+        Ok(Pair::new(sides, Place::Local(names)))
+    }
+
+    fn new(sides: [Socket; 2], place: Place) -> Pair {
+        Pair {
+            open: RwLock::new(Some(Open { sides, place })),
+        }
+    }
+
+    /// Closes both sockets, whatever waits in their queues. A peer that adopted one still has it.
+    pub fn close(&self) -> Result<(), Error> {
+        let closed = self
+            .open
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        match closed {
+            Some(Open {
+                place: Place::Local(names),
+                ..
+            }) => names.remove(),
+            _ => Ok(()),
+        }
+    }
+
+    /// A descriptor of a side's socket that belongs to the caller.
+    pub fn descriptor(&self, side: usize) -> Result<OwnedFd, Error> {
+        self.with(|open| Ok(open.side(side)?.as_fd().try_clone_to_owned()?))
+    }
+
+    /// The port, which the kernel chose where 0 was asked for; 0 where there are none.
+    pub fn port(&self) -> Result<u16, Error> {
+        self.with(|open| {
+            let address = open.side(0)?.local_addr()?.as_socket();
+            Ok(address.map_or(0, |address| address.port()))
         })
     }
 
-    /// The port, which the kernel chose where 0 was asked for.
-    pub fn port(&self) -> Result<u16, Error> {
-        let address = self.side(0)?.local_addr()?.as_socket();
-        Ok(address.map_or(0, |address| address.port()))
-    }
-
     /// New connections go to this side from now on.
-    #[cfg(target_os = "linux")]
     pub fn steer(&self, side: usize) -> Result<(), Error> {
-        Ok(sys::attach_reuseport_index(
-            self.side(side)?.as_fd(),
-            side as u32,
-        )?)
+        self.with(|open| match &open.place {
+            Place::Inet => inet::steer(open.side(side)?, side, &open.sides),
+            Place::Local(names) => names.publish(side),
+        })
     }
 
-    /// How many connections wait in a side's accept queue.
-    #[cfg(target_os = "linux")]
+    /// How many connections wait in a side's accept queue; for a local socket, whether any does.
     pub fn queue(&self, side: usize) -> Result<u32, Error> {
-        Ok(sys::accept_queue(self.side(side)?.as_fd())?)
+        self.with(|open| match open.place {
+            Place::Inet => inet::queue(open.side(side)?),
+            Place::Local(_) => Ok(u32::from(readable(open.side(side)?)?)),
+        })
     }
 
-    // Elsewhere sockets of one port cannot be steered: the caller falls back to plain overlap.
-    #[cfg(not(target_os = "linux"))]
-    pub fn steer(&self, _side: usize) -> Result<(), Error> {
-        Err(rustix::io::Errno::OPNOTSUPP.into())
+    /// Resets what waits in the queue of a side that nobody serves, and says how many they were: clients learn at once
+    /// what they would otherwise wait for in vain.
+    pub fn discard(&self, side: usize) -> Result<u32, Error> {
+        self.with(|open| {
+            let socket = open.side(side)?;
+            let mut count = 0;
+            while readable(socket)? {
+                match socket.accept() {
+                    Ok((connection, _address)) => {
+                        // To a client that still sends, an ordinary end would look like an empty answer.
+                        let _ = connection.set_linger(Some(std::time::Duration::ZERO));
+                        count += 1;
+                    }
+                    Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => break,
+                    Err(error) if error.kind() == std::io::ErrorKind::ConnectionAborted => {}
+                    Err(error) => return Err(error.into()),
+                }
+            }
+            Ok(count)
+        })
     }
 
-    #[cfg(not(target_os = "linux"))]
-    pub fn queue(&self, _side: usize) -> Result<u32, Error> {
-        Err(rustix::io::Errno::OPNOTSUPP.into())
+    fn with<T>(&self, work: impl FnOnce(&Open) -> Result<T, Error>) -> Result<T, Error> {
+        let open: RwLockReadGuard<_> = self.open.read().unwrap_or_else(PoisonError::into_inner);
+        work(open.as_ref().ok_or(Errno::BADF)?)
     }
+}
 
+impl Open {
     fn side(&self, side: usize) -> Result<&Socket, Error> {
         self.sides.get(side).ok_or(Error::BadArgument("side"))
     }
 }
 
-fn bind(address: SocketAddr, only_v6: Option<bool>) -> Result<Socket, Error> {
-    let socket = Socket::new(
-        Domain::for_address(address),
-        Type::STREAM,
-        Some(Protocol::TCP),
-    )?;
-    socket.set_reuse_address(true)?;
-    socket.set_reuse_port(true)?;
-    if let (Some(only), true) = (only_v6, address.is_ipv6()) {
-        socket.set_only_v6(only)?;
-    }
-    // A server that adopts the descriptor expects it so, and a connection that is gone before it was accepted
-    // must not block the acceptor.
-    socket.set_nonblocking(true)?;
-    socket.bind(&address.into())?;
-    Ok(socket)
+fn readable(socket: &Socket) -> Result<bool, Error> {
+    let mut waiting = [PollFd::new(socket, PollFlags::IN)];
+    let at_once = Timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    Ok(poll(&mut waiting, Some(&at_once))? > 0)
 }
 
 #[cfg(feature = "nif")]
 mod nif {
     use std::net::{IpAddr, SocketAddr};
-    use std::os::fd::{AsRawFd, RawFd};
+    use std::os::fd::{IntoRawFd, RawFd};
+    use std::path::Path;
 
     use rustler::{Resource, ResourceArc};
 
-    use super::Pair;
+    use super::{count_handshakes, Family, Pair};
     use crate::error::{Done, Error};
 
     #[rustler::resource_impl]
     impl Resource for Pair {}
 
     #[rustler::nif(schedule = "DirtyIo")]
-    fn listener_open(
+    fn listener_open_inet(
         ip: &str,
         port: u16,
         only_v6: Option<bool>,
         backlog: i32,
+        alone: bool,
     ) -> Result<ResourceArc<Pair>, Error> {
         let ip: IpAddr = ip.parse().map_err(|_| Error::BadArgument("ip"))?;
-        Pair::open(SocketAddr::new(ip, port), only_v6, backlog).map(ResourceArc::new)
+        Pair::inet(SocketAddr::new(ip, port), only_v6, backlog, alone).map(ResourceArc::new)
+    }
+
+    #[rustler::nif(schedule = "DirtyIo")]
+    fn listener_open_local(path: &str, backlog: i32) -> Result<ResourceArc<Pair>, Error> {
+        Pair::local(Path::new(path), backlog).map(ResourceArc::new)
+    }
+
+    #[rustler::nif(schedule = "DirtyIo")]
+    fn listener_close(pair: ResourceArc<Pair>) -> Done {
+        Done(pair.close())
     }
 
     #[rustler::nif]
     fn listener_descriptor(pair: ResourceArc<Pair>, side: usize) -> Result<RawFd, Error> {
-        Ok(pair.side(side)?.as_raw_fd())
+        pair.descriptor(side).map(IntoRawFd::into_raw_fd)
     }
 
     #[rustler::nif]
@@ -118,7 +206,7 @@ mod nif {
         pair.port()
     }
 
-    #[rustler::nif]
+    #[rustler::nif(schedule = "DirtyIo")]
     fn listener_steer(pair: ResourceArc<Pair>, side: usize) -> Done {
         Done(pair.steer(side))
     }
@@ -127,52 +215,19 @@ mod nif {
     fn listener_queue(pair: ResourceArc<Pair>, side: usize) -> Result<u32, Error> {
         pair.queue(side)
     }
+
+    #[rustler::nif(schedule = "DirtyIo")]
+    fn listener_discard(pair: ResourceArc<Pair>, side: usize) -> Result<u32, Error> {
+        pair.discard(side)
+    }
+
+    /// Handshakes with these ports under way, of an age in milliseconds between two bounds.
+    #[rustler::nif(schedule = "DirtyIo")]
+    fn handshakes(v6: bool, ports: Vec<u16>, youngest: u64, oldest: u64) -> Result<usize, Error> {
+        let family = if v6 { Family::V6 } else { Family::V4 };
+        count_handshakes(family, &ports, youngest..oldest)
+    }
 }
 
 #[cfg(all(test, target_os = "linux"))]
-mod tests {
-    use super::*;
-    use std::net::{Ipv4Addr, TcpStream};
-    use std::time::{Duration, Instant};
-
-    fn pair() -> Result<(Pair, SocketAddr), Error> {
-        let pair = Pair::open((Ipv4Addr::LOCALHOST, 0).into(), None, 128)?;
-        let address = (Ipv4Addr::LOCALHOST, pair.port()?).into();
-        Ok((pair, address))
-    }
-
-    fn await_queue(pair: &Pair, side: usize, length: u32) -> Result<(), Error> {
-        let deadline = Instant::now() + Duration::from_secs(5);
-        while pair.queue(side)? != length {
-            assert!(
-                Instant::now() < deadline,
-                "not {length} connections within 5 s"
-            );
-            std::thread::yield_now();
-        }
-        Ok(())
-    }
-
-    #[test]
-    fn every_connection_goes_to_the_steered_side() -> Result<(), Error> {
-        let (pair, address) = pair()?;
-        let mut clients = Vec::new();
-        for side in [0, 1, 0] {
-            pair.steer(side)?;
-            let (before, other) = (pair.queue(side)?, pair.queue(1 - side)?);
-            for _ in 0..20 {
-                clients.push(TcpStream::connect(address)?);
-            }
-            await_queue(&pair, side, before + 20)?;
-            assert_eq!(pair.queue(1 - side)?, other);
-        }
-        Ok(())
-    }
-
-    #[test]
-    fn a_side_that_does_not_exist_is_refused() -> Result<(), Error> {
-        let (pair, _address) = pair()?;
-        assert!(matches!(pair.steer(2), Err(Error::BadArgument("side"))));
-        Ok(())
-    }
-}
+mod tests;
