@@ -187,8 +187,26 @@ defmodule BeamDeploy.IntegrationTest do
              ]
     end
 
+    test "on a local socket listen on the parent's" do
+      acquire = fn address -> send(self(), {:acquired, address}) && {:adopt, 7, :local} end
+      http = [ip: {:local, "/run/x.sock"}, port: 0]
+
+      {:ok, adopted} = Phoenix.adopt(bandit(http), acquire)
+      assert_received {:acquired, {{:local, "/run/x.sock"}, 0, nil}}
+
+      assert adopted[:http][:thousand_island_options] ==
+               [port: 0, transport_options: [:local, fd: 7]]
+
+      refute Keyword.has_key?(adopted[:http], :ip)
+
+      {:ok, adopted} = Phoenix.adopt(cowboy(http), acquire)
+      assert_received {:acquired, {{:local, "/run/x.sock"}, 0, nil}}
+      assert adopted[:http][:transport_options] == [socket_opts: [:local, fd: 7]]
+      refute Keyword.has_key?(adopted[:http], :ip)
+    end
+
     test "on a port that the system chooses, or at an address that cannot be shared, listen by themselves" do
-      for http <- [[port: 0], [ip: {:local, "/run/x.sock"}, port: 0]] do
+      for http <- [[port: 0], [ip: {:undefined, "x"}, port: 4100]] do
         assert adopt!(bandit(http))[:http] == http
         # Their connections drain all the same.
         assert adopt!(cowboy(http))[:http][:stream_handlers] == @cowboy_handlers
