@@ -1,9 +1,14 @@
+Code.require_file("precompiled.exs", __DIR__)
+
 defmodule Mix.Tasks.Compile.BeamDeployNative do
   @moduledoc false
-  # Builds the NIF crate with cargo and puts the library into priv/native. It lives beside mix.exs rather
-  # than in lib/ because it has to exist before lib/ is compiled.
+  # Puts the NIF library into priv/native: the precompiled one for this machine where the package names its checksum, else
+  # what cargo builds of the crate. It lives beside mix.exs rather than in lib/ because it has to exist before lib/ is
+  # compiled.
 
   use Mix.Task.Compiler
+
+  alias BeamDeploy.MixProject.Precompiled
 
   @root Path.expand("..", __DIR__)
   @crate Path.join(@root, "native/beam_deploy_nif")
@@ -11,8 +16,10 @@ defmodule Mix.Tasks.Compile.BeamDeployNative do
   @minimum_rust Version.parse!("1.91.0")
 
   @impl true
-  def run(_args) do
-    if Mix.Utils.stale?(sources(), [@library]), do: build(), else: {:noop, []}
+  def run(args) do
+    if "--force" in args or Mix.Utils.stale?(sources(), [@library]),
+      do: provide(),
+      else: {:noop, []}
   end
 
   @impl true
@@ -26,17 +33,38 @@ defmodule Mix.Tasks.Compile.BeamDeployNative do
       Path.wildcard(Path.join(@crate, "src/**/*.rs"))
   end
 
+  defp provide do
+    config = Mix.Project.config()
+
+    with {:ok, offer} <- Precompiled.offer(@root, config[:version], config[:source_url]),
+         {:ok, library} <- Precompiled.fetch(offer) do
+      install(library)
+      Mix.shell().info("Downloaded the native library of beam_deploy, #{offer.name}")
+      {:ok, []}
+    else
+      {:build, why} ->
+        if why, do: Mix.shell().info("beam_deploy: no precompiled library: #{why}.")
+        build()
+
+      {:refused, message} ->
+        fail(message)
+    end
+  end
+
   defp build do
     with {:ok, cargo} <- find_cargo(),
          :ok <- check_version(cargo),
          :ok <- compile(cargo) do
-      install()
+      install(File.read!(Path.join(target_dir(), "release/#{built_name()}")))
       {:ok, []}
     else
-      {:error, message} ->
-        Mix.shell().error(message)
-        {:error, []}
+      {:error, message} -> fail(message)
     end
+  end
+
+  defp fail(message) do
+    Mix.shell().error(message)
+    {:error, []}
   end
 
   defp find_cargo do
@@ -84,10 +112,10 @@ defmodule Mix.Tasks.Compile.BeamDeployNative do
   end
 
   # Renamed into place: a running VM keeps the file it has mapped.
-  defp install do
+  defp install(library) do
     temporary = "#{@library}.#{System.pid()}"
     File.mkdir_p!(Path.dirname(@library))
-    File.cp!(Path.join(target_dir(), "release/#{built_name()}"), temporary)
+    File.write!(temporary, library)
     File.rename!(temporary, @library)
 
     # A first build made priv/ after Mix looked for it.
