@@ -13,10 +13,10 @@ defmodule BeamDeploy.MixProject do
       elixir: "~> 1.14",
       compilers: [:beam_deploy_native] ++ Mix.compilers(),
       elixirc_paths: elixirc_paths(Mix.env()),
+      xref: xref(),
+      elixirc_options: [no_warn_undefined: [:ssl]],
       start_permanent: Mix.env() == :prod,
       deps: deps(),
-      # Called for sockets that are its own, so only where it runs.
-      xref: [exclude: [:ssl]],
       description: "Zero-downtime deploys on a single host: blue-green swaps and hot upgrades.",
       package: package(),
       source_url: @source_url,
@@ -26,6 +26,12 @@ defmodule BeamDeploy.MixProject do
 
   def application do
     [extra_applications: [:logger, :crypto]]
+  end
+
+  # :ssl is called for sockets that are its own, so only where it runs. Elixir 1.20 deprecates this way of saying so; the
+  # other one, :elixirc_options, is not enough for 1.14.
+  defp xref do
+    if Version.match?(System.version(), "< 1.20.0-dev"), do: [exclude: [:ssl]], else: []
   end
 
   defp elixirc_paths(:test), do: ["lib", "test/support"]
@@ -51,7 +57,7 @@ defmodule BeamDeploy.MixProject do
       links: %{"GitHub" => @source_url},
       files: ~w(
         lib guides priv/*.sh mix.exs .formatter.exs README.md CHANGELOG.md LICENSE
-        native/compiler.exs native/beam_deploy_nif/src native/beam_deploy_nif/Cargo.toml
+        checksum.exs native/compiler.exs native/precompiled.exs native/beam_deploy_nif/src native/beam_deploy_nif/Cargo.toml
         native/beam_deploy_nif/Cargo.lock
       )
     ]

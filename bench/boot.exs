@@ -102,8 +102,10 @@ defmodule Bench.Boot do
   end
 
   defp straightforward(root) do
-    paths = Enum.flat_map(Path.wildcard(Path.join(root, "lib/*/ebin")), &['-pa', to_charlist(&1)])
-    environment = [{'BEAM_DEPLOY', '0'}]
+    paths =
+      Enum.flat_map(Path.wildcard(Path.join(root, "lib/*/ebin")), &[~c"-pa", to_charlist(&1)])
+
+    environment = [{~c"BEAM_DEPLOY", ~c"0"}]
     started = now()
     {:ok, control, node} = start_plain(paths, environment)
     {:ok, _applications} = :erpc.call(node, :application, :ensure_all_started, [:elixir])
@@ -133,12 +135,12 @@ defmodule Bench.Boot do
   defp start_plain(arguments, environment) do
     :peer.start(%{
       name: :"plain_#{System.pid()}",
-      host: '127.0.0.1',
+      host: ~c"127.0.0.1",
       longnames: true,
       args: [
-        '-boot',
-        'start_clean',
-        '-setcookie',
+        ~c"-boot",
+        ~c"start_clean",
+        ~c"-setcookie",
         Atom.to_charlist(Node.get_cookie()) | arguments
       ],
       env: environment

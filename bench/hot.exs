@@ -14,7 +14,7 @@ defmodule Bench.Hot do
   @quick [{10_000, 500}]
   # A release of a larger application: 60 libraries, 3,000 beams.
   @release_modules 3_000
-  @kept ['AtU8', 'Code', 'StrT', 'ImpT', 'ExpT', 'FunT', 'LitT', 'Attr', 'Line']
+  @kept [~c"AtU8", ~c"Code", ~c"StrT", ~c"ImpT", ~c"ExpT", ~c"FunT", ~c"LitT", ~c"Attr", ~c"Line"]
 
   def run(arguments) do
     {options, []} = OptionParser.parse!(arguments, strict: [quick: :boolean, rounds: :integer])
@@ -158,20 +158,20 @@ defmodule Bench.Hot do
 
   # The first atom is the module's name. A longer string table makes another MD5 of the same code.
   defp variant(chunks, name, version) do
-    {'AtU8', <<count::32, length, _old::binary-size(length), atoms::binary>>} =
-      List.keyfind(chunks, 'AtU8', 0)
+    {~c"AtU8", <<count::32, length, _old::binary-size(length), atoms::binary>>} =
+      List.keyfind(chunks, ~c"AtU8", 0)
 
-    {'StrT', strings} = List.keyfind(chunks, 'StrT', 0)
+    {~c"StrT", strings} = List.keyfind(chunks, ~c"StrT", 0)
     name = Atom.to_string(name)
 
     {:ok, beam} =
       chunks
       |> List.keyreplace(
-        'AtU8',
+        ~c"AtU8",
         0,
-        {'AtU8', <<count::32, byte_size(name), name::binary, atoms::binary>>}
+        {~c"AtU8", <<count::32, byte_size(name), name::binary, atoms::binary>>}
       )
-      |> List.keyreplace('StrT', 0, {'StrT', strings <> "version #{version}"})
+      |> List.keyreplace(~c"StrT", 0, {~c"StrT", strings <> "version #{version}"})
       |> :beam_lib.build_module()
 
     beam
@@ -211,10 +211,10 @@ defmodule Bench.Hot do
       built = build.(version)
 
       app =
-        :io_lib.format('~tp.~n', [
+        :io_lib.format(~c"~tp.~n", [
           {:application, :bench_app,
            [
-             vsn: '1.0.0',
+             vsn: ~c"1.0.0",
              modules: Enum.map(built, &elem(&1, 0)),
              applications: [:kernel, :stdlib]
            ]}
@@ -240,10 +240,10 @@ defmodule Bench.Hot do
       for {app, version} <- [bench_app: "1.0.0", beam_deploy: "0.1.0"],
           do: {app, String.to_charlist(version), :permanent}
 
-    rel = {:release, {'bench_app', '1.0.0'}, {:erts, :erlang.system_info(:version)}, apps}
+    rel = {:release, {~c"bench_app", ~c"1.0.0"}, {:erts, :erlang.system_info(:version)}, apps}
 
     [
-      {"releases/1.0.0/bench_app.rel", :io_lib.format('~tp.~n', [rel])},
+      {"releases/1.0.0/bench_app.rel", :io_lib.format(~c"~tp.~n", [rel])},
       {"releases/start_erl.data", "#{:erlang.system_info(:version)} 1.0.0"}
     ]
   end

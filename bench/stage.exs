@@ -164,7 +164,7 @@ defmodule Bench.Stage do
     beams =
       for {source, number} <- beams() |> Stream.cycle() |> Enum.take(@beams) |> Enum.with_index() do
         application = rem(number, @applications)
-        {'lib/dep#{application}-1.0.0/ebin/M#{number}.beam', contents(source, number, version)}
+        {~c"lib/dep#{application}-1.0.0/ebin/M#{number}.beam", contents(source, number, version)}
       end
 
     others =
@@ -177,13 +177,13 @@ defmodule Bench.Stage do
             20 + rem(number * 37, 900)
           )
 
-        {'lib/dep#{application}-1.0.0/priv/static/asset#{number}.txt', text}
+        {~c"lib/dep#{application}-1.0.0/priv/static/asset#{number}.txt", text}
       end
 
     erts = "#{:erlang.system_info(:version)}"
     emulator = Path.join(:code.root_dir(), "erts-#{erts}/bin/beam.smp")
 
-    [{'erts-#{erts}/bin/beam.smp', File.read!(emulator)}] ++
+    [{~c"erts-#{erts}/bin/beam.smp", File.read!(emulator)}] ++
       beams ++ others ++ metadata(version, erts)
   end
 
@@ -214,10 +214,10 @@ defmodule Bench.Stage do
     rel = ~s({release,{"bench_app","#{version}"},{erts,"#{erts}"},[#{applications}]}.\n)
 
     [
-      {'lib/beam_deploy-1.0.0/ebin/beam_deploy.app', "{application,beam_deploy,[]}."},
-      {'lib/bench_app-#{version}/ebin/bench_app.app', "{application,bench_app,[]}."},
-      {'releases/#{version}/bench_app.rel', rel},
-      {'releases/start_erl.data', "#{erts} #{version}"}
+      {~c"lib/beam_deploy-1.0.0/ebin/beam_deploy.app", "{application,beam_deploy,[]}."},
+      {~c"lib/bench_app-#{version}/ebin/bench_app.app", "{application,bench_app,[]}."},
+      {~c"releases/#{version}/bench_app.rel", rel},
+      {~c"releases/start_erl.data", "#{erts} #{version}"}
     ]
   end
 

@@ -44,7 +44,10 @@ defmodule BeamDeployTest do
       assert {:ok, agent} = BeamDeploy.start_link(options)
       assert Agent.get(agent, & &1) == %{}
 
-      assert BeamDeploy.start_link([], otp_app: :my_app, start: {Kernel, :send, [self(), :ignore]}) ==
+      assert BeamDeploy.start_link([],
+               otp_app: :my_app,
+               start: {Kernel, :send, [self(), :ignore]}
+             ) ==
                :ignore
     end
 

@@ -270,17 +270,13 @@ defmodule BeamDeploy.BlueGreen do
         {:error, {:health_check_failed, Map.put(Peer.details(peer), :answer, untag(answer))}}
 
       true ->
-        pause(@health_interval) && check_health(peer, deadline, answer)
+        Process.sleep(@health_interval)
+        check_health(peer, deadline, answer)
     end
   end
 
   defp untag({:ok, answer}), do: answer
   defp untag({:error, reason}), do: {:error, reason}
-
-  defp pause(interval) do
-    Process.sleep(interval)
-    true
-  end
 
   # Up to the moment when the outgoing peer is told to stop, one call sends all connections back to it.
   defp cut_over(outgoing, incoming, timeout) do

@@ -40,7 +40,7 @@ defmodule BeamDeploy.Events do
   @doc """
   Runs one phase: times it, logs it, emits its events. The function's result is the answer; `{:error, _}` counts as failed.
   """
-  @spec span(kind(), atom(), map(), (() -> result)) :: result when result: term()
+  @spec span(kind(), atom(), map(), (... -> result)) :: result when result: term()
   def span(kind, phase, metadata, function) do
     metadata = Map.put(metadata, :phase, phase)
     started = System.monotonic_time()

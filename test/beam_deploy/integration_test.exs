@@ -300,7 +300,10 @@ defmodule BeamDeploy.IntegrationTest do
 
     test "are as they were outside of a peer" do
       assert BeamDeploy.server_options(Bandit, port: 4100) == [port: 4100]
-      assert_raise FunctionClauseError, fn -> BeamDeploy.server_options(My.Server, []) end
+
+      assert_raise FunctionClauseError, fn ->
+        apply(BeamDeploy, :server_options, [My.Server, []])
+      end
     end
   end
 end

@@ -46,7 +46,9 @@ defmodule BeamDeploy.OptionsTest do
                    Options.new!(@required ++ [boot_time: 1])
                  end
 
-    assert_raise ArgumentError, ~r/takes a keyword list/, fn -> Options.new!(%{otp_app: :a}) end
+    assert_raise ArgumentError, ~r/takes a keyword list/, fn ->
+      apply(Options, :new!, [%{otp_app: :a}])
+    end
   end
 
   for {option, bad} <- [

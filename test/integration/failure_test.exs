@@ -67,11 +67,11 @@ defmodule BeamDeploy.Integration.FailureTest do
       assert {:extract_failed, _message} = failing_upgrade(instance, write.("flipped", flipped))
 
       tar = Path.join(tmp_dir, "other.tar.gz")
-      :ok = :erl_tar.create(tar, [{'hello', "not a release"}], [:compressed])
+      :ok = :erl_tar.create(tar, [{~c"hello", "not a release"}], [:compressed])
       assert failing_upgrade(instance, tar) == {:invalid_release, :not_a_release}
 
       evil = Path.join(tmp_dir, "evil.tar.gz")
-      :ok = :erl_tar.create(evil, [{'../../escaped', "gotcha"}], [:compressed])
+      :ok = :erl_tar.create(evil, [{~c"../../escaped", "gotcha"}], [:compressed])
       assert {:unsafe_archive, "../../escaped", _why} = failing_upgrade(instance, evil)
       assert Path.wildcard(Path.join(tmp_dir, "**/escaped")) == []
 

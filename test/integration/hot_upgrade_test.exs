@@ -96,7 +96,7 @@ defmodule BeamDeploy.Integration.HotUpgradeTest do
     assert eval!(release, "File.read!(Application.app_dir(:hot_app, \"priv/static/app.css\"))") ==
              "/* 0.2.0 */"
 
-    assert second.vsn == '0.2.0'
+    assert second.vsn == ~c"0.2.0"
     assert eval!(release, "System.get_env(\"RELEASE_VSN\")") == "0.2.0"
     assert eval!(release, "Application.get_env(:hot_app, :shade)") == "dark"
     assert suspended(release) == []
@@ -114,7 +114,7 @@ defmodule BeamDeploy.Integration.HotUpgradeTest do
     assert eval!(
              release,
              "{HotApp.Plain.code(), HotApp.Label.label(1), Application.spec(:hot_app, :vsn)}"
-           ) == {3, {:integer, 3}, '0.3.0'}
+           ) == {3, {:integer, 3}, ~c"0.3.0"}
 
     assert {3, %{n: 0}} = eval!(release, "HotApp.Counter.get()")
   end
@@ -470,7 +470,7 @@ defmodule BeamDeploy.Integration.HotUpgradeTest do
 
         # What runs is one version, in code, protocol, application data and files.
         code = eval!(release, "HotApp.Plain.code()")
-        version = if code == 1, do: '0.1.0', else: '0.2.0'
+        version = if code == 1, do: ~c"0.1.0", else: ~c"0.2.0"
         label = if code == 1, do: :any, else: :atom
         css = "/* #{version} */"
 

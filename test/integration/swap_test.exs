@@ -128,7 +128,7 @@ defmodule BeamDeploy.Integration.SwapTest do
 
       eval_in_peer!(
         instance,
-        ~s|:erpc.cast(node(), :erlang, :display_string, ['raw \\xc3\\xa9 of #{version}\\n'])|
+        ~s|:erpc.cast(node(), :erlang, :display_string, [~c"raw \\xc3\\xa9 of #{version}\\n"])|
       )
 
       eval_in_peer!(instance, ~s|IO.puts(:standard_error, "to standard error of #{version}")|)

@@ -29,7 +29,7 @@ defmodule BeamDeploy.HotUpgrade.Beam do
   @spec significant() :: [String.t()]
   def significant do
     # Listed by beam_lib, left out by its md5/1 and by the loader.
-    for id <- :beam_lib.significant_chunks() -- ['Line', 'Type'], do: List.to_string(id)
+    for id <- :beam_lib.significant_chunks() -- [~c"Line", ~c"Type"], do: List.to_string(id)
   end
 
   @doc """
@@ -53,7 +53,7 @@ defmodule BeamDeploy.HotUpgrade.Beam do
     :code.all_loaded()
     |> Enum.sort()
     |> Stream.filter(fn {_module, path} ->
-      is_list(path) and :filename.extension(path) == '.beam'
+      is_list(path) and :filename.extension(path) == ~c".beam"
     end)
     |> Stream.flat_map(fn {_module, path} ->
       case File.read(path) do

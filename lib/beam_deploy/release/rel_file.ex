@@ -76,7 +76,7 @@ defmodule BeamDeploy.Release.RelFile do
 
   defp tokens("", found), do: {:ok, Enum.reverse(found)}
   defp tokens("%" <> rest, found), do: rest |> skip_line() |> tokens(found)
-  defp tokens(<<c, rest::binary>>, found) when c in ' \t\r\n', do: tokens(rest, found)
+  defp tokens(<<c, rest::binary>>, found) when c in ~c" \t\r\n", do: tokens(rest, found)
   defp tokens("{" <> rest, found), do: tokens(rest, [:"{" | found])
   defp tokens("}" <> rest, found), do: tokens(rest, [:"}" | found])
   defp tokens("[" <> rest, found), do: tokens(rest, [:"[" | found])

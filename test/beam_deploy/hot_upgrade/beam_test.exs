@@ -31,7 +31,10 @@ defmodule BeamDeploy.HotUpgrade.BeamTest do
              Beam.md5s(Beams.compile(:bd_compressed, 1, compile: [:compressed]))
 
     {:ok, :bd_compressed, chunks} = :beam_lib.all_chunks(plain)
-    {:ok, with_meta} = :beam_lib.build_module(chunks ++ [{'Meta', :erlang.term_to_binary([:x])}])
+
+    {:ok, with_meta} =
+      :beam_lib.build_module(chunks ++ [{~c"Meta", :erlang.term_to_binary([:x])}])
+
     {:ok, {_module, whole}} = :beam_lib.md5(with_meta)
     assert whole != bare
     assert {:ok, {^whole, ^bare}} = Beam.md5s(with_meta)

@@ -5,11 +5,11 @@ defmodule BeamDeploy.HotUpgrade.CodePathTest do
 
   test "applications and protocols move, the rest stays where it is" do
     path = [
-      '/r/releases/1/consolidated',
-      '/r/lib/my_app-1/ebin',
-      '/otp/lib/stdlib-4.2/ebin',
-      '.',
-      '/r/lib/my_app_web-1/ebin'
+      ~c"/r/releases/1/consolidated",
+      ~c"/r/lib/my_app-1/ebin",
+      ~c"/otp/lib/stdlib-4.2/ebin",
+      ~c".",
+      ~c"/r/lib/my_app_web-1/ebin"
     ]
 
     assert CodePath.switched(
@@ -18,19 +18,19 @@ defmodule BeamDeploy.HotUpgrade.CodePathTest do
              "/n/releases/2/consolidated"
            ) ==
              [
-               '/n/releases/2/consolidated',
-               '/n/lib/my_app-2+abc/ebin',
-               '/otp/lib/stdlib-4.2/ebin',
-               '.',
-               '/r/lib/my_app_web-1/ebin',
-               '/n/lib/new-1/ebin'
+               ~c"/n/releases/2/consolidated",
+               ~c"/n/lib/my_app-2+abc/ebin",
+               ~c"/otp/lib/stdlib-4.2/ebin",
+               ~c".",
+               ~c"/r/lib/my_app_web-1/ebin",
+               ~c"/n/lib/new-1/ebin"
              ]
 
     assert CodePath.switched(path, %{}, nil) == path
   end
 
   test "a path with a directory that is not there is refused" do
-    assert {:error, {:code_path, _}} = CodePath.set(['/no/such/directory' | :code.get_path()])
+    assert {:error, {:code_path, _}} = CodePath.set([~c"/no/such/directory" | :code.get_path()])
   end
 
   describe "the configuration of a release" do

@@ -217,10 +217,8 @@ defmodule BeamDeploy.HotUpgrade.PlanTest do
 
   describe "a plan for the running node" do
     test "compares with what is loaded", %{tmp_dir: dir} do
-      {:module, _, _, _} =
-        :code.load_binary(:bd_running, 'bd_running.beam', Beams.compile(:bd_running, 1))
-        |> Tuple.append(nil)
-        |> Tuple.append(nil)
+      {:module, :bd_running} =
+        :code.load_binary(:bd_running, ~c"bd_running.beam", Beams.compile(:bd_running, 1))
 
       same = write(dir, "same", %{modules: %{bd_running: 1}})
       other = write(dir, "other", %{modules: %{bd_running: 2, bd_not_there: 1}})

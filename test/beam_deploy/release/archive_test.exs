@@ -232,7 +232,7 @@ defmodule BeamDeploy.Release.ArchiveTest do
 
       # The ten bytes of the header hold a time and other things that nothing depends on.
       for at <- Enum.take_every(10..(byte_size(whole) - 1), 307) do
-        <<before::binary-size(at), byte, rest::binary>> = whole
+        {before, <<byte, rest::binary>>} = :erlang.split_binary(whole, at)
         File.write!(context.tarball, [before, Bitwise.bxor(byte, 0x10), rest])
         assert {:error, reason} = stage(context)
         assert elem(reason, 0) in [:extract_failed, :unsafe_archive]
@@ -385,8 +385,10 @@ defmodule BeamDeploy.Release.ArchiveTest do
       assert %{otp_release: otp} = running = Platform.running()
       assert otp == System.otp_release()
 
-      if :os.type() == {:unix, :linux},
-        do: assert(%{machine: machine} = running.binary) && assert(machine != nil)
+      if :os.type() == {:unix, :linux} do
+        assert %{machine: machine} = running.binary
+        assert machine != nil
+      end
     end
   end
 
@@ -578,8 +580,8 @@ defmodule BeamDeploy.Release.ArchiveTest do
         end
 
       metadata = [
-        {'releases/start_erl.data', "13.0 #{round}.0.0"},
-        {'releases/#{round}.0.0/my_app.rel',
+        {~c"releases/start_erl.data", "13.0 #{round}.0.0"},
+        {~c"releases/#{round}.0.0/my_app.rel",
          rel("my_app", "#{round}.0.0", "13.0", ["my_app", "beam_deploy"])}
       ]
 
@@ -613,7 +615,7 @@ defmodule BeamDeploy.Release.ArchiveTest do
         Enum.reduce(1..4, {tar, state}, fn _damage, {bytes, state} ->
           {at, state} = :rand.uniform_s(byte_size(bytes), state)
           {byte, state} = :rand.uniform_s(256, state)
-          <<before::binary-size(at - 1), _old, rest::binary>> = bytes
+          {before, <<_old, rest::binary>>} = :erlang.split_binary(bytes, at - 1)
           {<<before::binary, byte - 1, rest::binary>>, state}
         end)
 

@@ -55,15 +55,15 @@ defmodule BeamDeploy.Release.BootTest do
   end
 
   test "a peer that shall not listen is told so" do
-    refute '-dist_listen' in Boot.command(@release, @peer, @base, %{}).args
+    refute ~c"-dist_listen" in Boot.command(@release, @peer, @base, %{}).args
 
-    assert ['-dist_listen', 'false'] --
+    assert [~c"-dist_listen", ~c"false"] --
              Boot.command(@release, %{@peer | listens?: false}, @base, %{}).args == []
   end
 
   test "the cookie is in the environment and on no command line" do
     command = Boot.command(@release, @peer, @base, %{})
-    assert {'RELEASE_COOKIE', 'secret'} in command.env
+    assert {~c"RELEASE_COOKIE", ~c"secret"} in command.env
     refute inspect({command.exec, command.args}) =~ "secret"
   end
 
@@ -107,9 +107,9 @@ defmodule BeamDeploy.Release.BootTest do
         {:progress, :started}
       ]
 
-      script = :erlang.term_to_binary({:script, {'my_app', '0.2.0'}, instructions})
+      script = :erlang.term_to_binary({:script, {~c"my_app", ~c"0.2.0"}, instructions})
       assert {:ok, changed} = Boot.boot_script(script)
-      assert {:script, {'my_app', '0.2.0'}, with_hook} = :erlang.binary_to_term(changed)
+      assert {:script, {~c"my_app", ~c"0.2.0"}, with_hook} = :erlang.binary_to_term(changed)
       assert List.delete(with_hook, @hook) == instructions
       assert Enum.at(with_hook, 3) == @hook
     end
@@ -118,7 +118,7 @@ defmodule BeamDeploy.Release.BootTest do
       assert {:error, {:invalid_release, :boot_script}} = Boot.boot_script("no boot script")
 
       assert {:error, {:invalid_release, :boot_script}} =
-               Boot.boot_script(:erlang.term_to_binary({:script, {'a', 'b'}, []}))
+               Boot.boot_script(:erlang.term_to_binary({:script, {~c"a", ~c"b"}, []}))
     end
   end
 end

@@ -336,7 +336,7 @@ defmodule BeamDeploy.Release.StoreTest do
       end
 
       for at <- Enum.take_every(0..(byte_size(whole) - 1), 13) do
-        <<before::binary-size(at), byte, rest::binary>> = whole
+        {before, <<byte, rest::binary>>} = :erlang.split_binary(whole, at)
         File.write!(path, [before, Bitwise.bxor(byte, 1), rest])
         assert {:error, {:corrupt_store, ^path, _why}} = Store.open(context.dir, context.base)
       end
