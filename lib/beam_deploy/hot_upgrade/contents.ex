@@ -125,7 +125,7 @@ defmodule BeamDeploy.HotUpgrade.Contents do
 
   defp config(texts, directory, version) do
     for name <- config_names(), text = texts[Path.join(directory, name)], into: %{} do
-      {name, SysConfig.without_version(text, version)}
+      {name, SysConfig.comparable(name, text, version)}
     end
   end
 

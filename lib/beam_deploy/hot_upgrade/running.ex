@@ -188,7 +188,7 @@ defmodule BeamDeploy.HotUpgrade.Running do
       for name <- Contents.config_names(),
           {:ok, text} <- [File.read(Path.join(directory, name))],
           into: %{} do
-        {name, SysConfig.without_version(text, version)}
+        {name, SysConfig.comparable(name, text, version)}
       end
     else
       nil -> %{}

@@ -6,9 +6,49 @@ defmodule BeamDeploy.HotUpgrade.SysConfig do
 
   @evaluate_timeout 30_000
 
-  @doc "The text without the version in `releases/VERSION/`, so that two versions can be compared."
-  @spec without_version(binary(), String.t()) :: binary()
-  def without_version(text, version), do: rename(text, version, "VERSION")
+  @doc """
+  A configuration file in a form in which two releases can be compared: without the version in `releases/VERSION/`, and
+  maps by their keys.
+  """
+  @spec comparable(String.t(), binary(), String.t()) :: binary()
+  def comparable(name, text, version) do
+    text = rename(text, version, "VERSION")
+    if name == "sys.config", do: sort_maps(text), else: text
+  end
+
+  # From OTP 26 on, the order in which a map is printed differs from one VM to the next, and so between two builds of the
+  # same source. The file is not parsed for it: that would make atoms of what an archive holds.
+  @tokens ~r/'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|#\{|<<|>>|[{}\[\](),]|[^'"#<>{}\[\](),]+|./s
+
+  defp sort_maps(text) do
+    @tokens
+    |> Regex.scan(text)
+    |> Enum.reduce([{:plain, [], []}], fn [token], open -> nest(token, open) end)
+    |> Enum.reverse()
+    |> Enum.map(&print/1)
+    |> IO.iodata_to_binary()
+  end
+
+  # What is open, innermost first: its kind, the elements that are complete, and the one that is not, both backwards.
+  defp nest("\#{", open), do: [{:map, [], []} | open]
+  defp nest(token, open) when token in ["{", "[", "(", "<<"], do: [{:plain, [], [token]} | open]
+
+  defp nest(token, [inner, {kind, elements, element} | outer])
+       when token in ["}", "]", ")", ">>"],
+       do: [{kind, elements, [[print(inner), token] | element]} | outer]
+
+  defp nest(",", [{:map, elements, element} | outer]),
+    do: [{:map, [Enum.reverse(element) | elements], []} | outer]
+
+  defp nest(token, [{kind, elements, element} | outer]),
+    do: [{kind, elements, [token | element]} | outer]
+
+  defp print({:plain, [], element}), do: Enum.reverse(element)
+
+  defp print({:map, elements, element}) do
+    pairs = Enum.map([Enum.reverse(element) | elements], &IO.iodata_to_binary/1)
+    ["\#{", pairs |> Enum.sort() |> Enum.intersperse(",")]
+  end
 
   @doc "The text as it has to be when `releases/FROM/` is called `releases/TO/`."
   @spec rename(binary(), String.t(), String.t()) :: binary()

@@ -99,15 +99,20 @@ defmodule BeamDeploy.Release.Archive do
   @doc "The digest of a file, as `sha256:` takes it."
   @spec sha256(Path.t()) :: {:ok, String.t()} | {:error, {:unreadable, File.posix()}}
   def sha256(path) do
-    digest =
-      path
-      |> File.stream!([], 1024 * 1024)
-      |> Enum.reduce(:crypto.hash_init(:sha256), &:crypto.hash_update(&2, &1))
-      |> :crypto.hash_final()
+    with {:ok, digest} <- File.open(path, [:read], &digest/1),
+         {:ok, digest} <- digest do
+      {:ok, hex(digest)}
+    else
+      {:error, posix} -> {:error, {:unreadable, posix}}
+    end
+  end
 
-    {:ok, hex(digest)}
-  rescue
-    error in File.Error -> {:error, {:unreadable, error.reason}}
+  defp digest(device, state \\ :crypto.hash_init(:sha256)) do
+    case IO.binread(device, 1024 * 1024) do
+      :eof -> {:ok, :crypto.hash_final(state)}
+      {:error, posix} -> {:error, posix}
+      bytes -> digest(device, :crypto.hash_update(state, bytes))
+    end
   end
 
   defp check_regular(path) do

@@ -40,9 +40,8 @@ defmodule BeamDeploy.Release.StoreTest do
   defp stage!(context, store, version, files \\ []) do
     path = Path.join(context.tmp_dir, "#{version}.tar.gz")
 
-    {:ok, release} =
-      Archive.stage(write!(path, release(version: version, files: files)), store, otp_app: :my_app)
-
+    write!(path, release(version: version, files: files))
+    {:ok, release} = Archive.stage(path, store, otp_app: :my_app)
     release
   end
 
