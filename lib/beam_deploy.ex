@@ -378,6 +378,8 @@ defmodule BeamDeploy do
   names beside the path.
 
       {:ok, socket} = BeamDeploy.listen(4040, [:binary, active: false, ip: {127, 0, 0, 1}])
+
+  How to end its connections without losing a request: see `draining?/0`.
   """
   @spec listen(:inet.port_number(), [:gen_tcp.listen_option()]) ::
           {:ok, :gen_tcp.socket()} | {:error, term()}

@@ -118,12 +118,13 @@ defmodule BeamDeploy.PlugTest do
         opts: %{http_1: [max_requests: 7, enabled: true], http: []}
       }
 
-      assert {{:idle, idle}, {^socket, looked_at}} = ThousandIsland.look({socket, state}, 0)
+      assert {{:idle, idle, raw}, {^socket, looked_at}} = ThousandIsland.look({socket, state}, 0)
       assert idle < 5_000
+      assert raw == socket.socket
       assert looked_at.opts.http_1[:max_requests] == 1
       assert looked_at.opts.http_1[:enabled]
       # A second look changes nothing more.
-      assert {{:idle, _}, {^socket, ^looked_at}} = ThousandIsland.look({socket, looked_at}, 0)
+      assert {{:idle, _, _}, {^socket, ^looked_at}} = ThousandIsland.look({socket, looked_at}, 0)
 
       {plug, options} = looked_at.plug
       conn = plug.call(%Plug.Conn{}, options)
@@ -146,7 +147,7 @@ defmodule BeamDeploy.PlugTest do
           for _ <- 1..2, do: ThousandIsland.look(connection, 0)
         end)
 
-      assert [{{:idle, _}, ^connection}, {{:idle, _}, ^connection}] = Task.await(task)
+      assert [{{:idle, _, nil}, ^connection}, {{:idle, _, nil}, ^connection}] = Task.await(task)
       goaway = <<0, 0, 8, 7, 0, 0, 0, 0, 0, 0x7F, 0xFF, 0xFF, 0xFF, 0, 0, 0, 0>>
       assert {:ok, ^goaway} = :gen_tcp.recv(client, 17, 1_000)
       assert {:error, :timeout} = :gen_tcp.recv(client, 0, 50)

@@ -106,7 +106,7 @@ defmodule BeamDeploy.Test.LineServer do
 
   def look(state, known_idle) do
     :ets.update_counter(__MODULE__, :looks, 1)
-    {{:idle, Connection.idle_for(state.socket, known_idle)}, %{state | last?: true}}
+    {{:idle, Connection.idle_for(state.socket, known_idle), state.socket}, %{state | last?: true}}
   end
 
   def close_websocket(state), do: Connection.close_websocket(state.socket)

@@ -36,7 +36,7 @@ defmodule BeamDeploy.Integration.Ranch do
   end
 
   @doc "What a connection is doing, said by itself."
-  @spec look(term(), non_neg_integer()) :: {BeamDeploy.PeerNode.Drain.report(), term()}
+  @spec look(term(), non_neg_integer()) :: {BeamDeploy.PeerNode.Drain.observation(), term()}
   def look({websocket, {_handler, _handler_state} = handler, parser} = connection, _known_idle)
       when elem(websocket, 0) == :state and is_tuple(parser),
       do: {{:websocket, websocket(handler)}, connection}
@@ -56,8 +56,8 @@ defmodule BeamDeploy.Integration.Ranch do
         {:busy, connection}
 
       true ->
-        {{:idle, Connection.idle_for(Enum.find(fields, &Connection.socket?/1), known_idle)},
-         connection}
+        socket = Enum.find(fields, &Connection.socket?/1)
+        {{:idle, Connection.idle_for(socket, known_idle), socket}, connection}
     end
   end
 

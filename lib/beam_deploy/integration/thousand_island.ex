@@ -40,19 +40,21 @@ defmodule BeamDeploy.Integration.ThousandIsland do
   What a connection is doing, said by itself. One that speaks HTTP/1.1 answers its next request with
   `connection: close` from then on, one that speaks HTTP/2 tells its client to begin no more.
   """
-  @spec look(term(), non_neg_integer()) :: {BeamDeploy.PeerNode.Drain.report(), term()}
+  @spec look(term(), non_neg_integer()) :: {BeamDeploy.PeerNode.Drain.observation(), term()}
   def look(
-        {socket, %{handler_module: Bandit.HTTP1.Handler, plug: _, opts: _} = state},
+        {%{socket: raw}, %{handler_module: Bandit.HTTP1.Handler, plug: _} = state} = connection,
         known_idle
-      ),
-      do: {{:idle, Connection.idle_for(socket.socket, known_idle)}, {socket, last_request(state)}}
+      ) do
+    connection = put_elem(connection, 1, last_request(state))
+    {{:idle, Connection.idle_for(raw, known_idle), raw}, connection}
+  end
 
   def look({%{socket: raw}, %{handler_module: Bandit.HTTP2.Handler}} = connection, known_idle) do
     # Once: the process dictionary is this connection's.
     unless Process.put({__MODULE__, :going_away}, true), do: Connection.go_away(raw)
 
     if Connection.workers() == [],
-      do: {{:idle, Connection.idle_for(raw, known_idle)}, connection},
+      do: {{:idle, Connection.idle_for(raw, known_idle), nil}, connection},
       else: {:busy, connection}
   end
 

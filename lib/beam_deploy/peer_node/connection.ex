@@ -47,6 +47,18 @@ defmodule BeamDeploy.PeerNode.Connection do
 
   defp getopts(socket, options), do: :inet.getopts(socket, options)
 
+  @doc "Tells the other end that nothing more comes. An error means that it is gone already."
+  @spec half_close(socket()) :: :ok
+  def half_close(socket) do
+    _ = if is_port(socket), do: :gen_tcp.shutdown(socket, :write), else: half_close_other(socket)
+    :ok
+  end
+
+  defp half_close_other(socket) when elem(socket, 0) == :sslsocket,
+    do: :ssl.shutdown(socket, :write)
+
+  defp half_close_other(socket), do: :gen_tcp.shutdown(socket, :write)
+
   @doc "Asks the other end of a WebSocket to close it."
   @spec close_websocket(socket()) :: :ok
   def close_websocket(socket), do: send_bytes(socket, @close_frame)

@@ -8,13 +8,14 @@ defmodule BeamDeploy.PeerNode.Drain do
   # HTTP/1.1 lets either side close an idle connection, and a client may send a request at that very moment: then it is
   # lost, and nothing the server does can help (RFC 9112, 9.3.1 leaves it to the client to repeat it). So a connection in
   # use is never closed between two requests: its next answer says `connection: close`. Only one from which nothing
-  # has come for `@idle` is closed unasked; the kernel is asked for that time in the connection's own process, directly
-  # before closing, so that a request is lost only if it is on the wire just then.
+  # has come for `@idle` is closed unasked; the kernel is asked for that time in the connection's own process, and the
+  # next thing there is to send the FIN, so that a request is lost only if it is on the wire just then.
   #
   # Every look at a connection is a system message (see `:sys`), which its process handles between two messages of its
   # own. All are sent before any answer is waited for: a process in the middle of a request delays nobody else.
 
   alias BeamDeploy.Integration
+  alias BeamDeploy.PeerNode.Connection
 
   require Logger
 
@@ -23,7 +24,8 @@ defmodule BeamDeploy.PeerNode.Drain do
 
   # How often new connections and due steps are looked for; milliseconds, like all below.
   @tick 10
-  @idle 1_000
+  # Clients that ask every second should be met by their next answer rather than by the end of this.
+  @idle 1_300
   # After how long a busy connection is looked at again.
   @busy 50
   # How long a client has to answer the close frame of a WebSocket, and a process to end that was told to.
@@ -41,6 +43,12 @@ defmodule BeamDeploy.PeerNode.Drain do
   @type step :: :look | :check | :close | :kill | :wait
   @type report ::
           {:idle, non_neg_integer()} | :busy | :leaving | {:websocket, :phoenix | :plain}
+  @typedoc "A server's own report; the socket is one that may be closed just so."
+  @type observation ::
+          {:idle, non_neg_integer(), Connection.socket() | nil}
+          | :busy
+          | :leaving
+          | {:websocket, :phoenix | :plain}
   @type result :: %{ended: non_neg_integer(), cut: non_neg_integer()}
 
   @doc "Whether this node was told to finish what it has accepted."
@@ -263,7 +271,7 @@ defmodule BeamDeploy.PeerNode.Drain do
       )
 
   @doc false
-  # Should it end, it does so after what it has been sent by now: a request that has arrived is still served.
+  # Should it end, it does so after what it has been sent by now.
   def look(connection, drainer, nobody, server, known_idle) do
     {report, connection} = server.look(connection, known_idle)
     report = decide(report)
@@ -272,7 +280,13 @@ defmodule BeamDeploy.PeerNode.Drain do
     connection
   end
 
-  defp decide({:idle, milliseconds}) when milliseconds >= @idle, do: :leaving
+  defp decide({:idle, milliseconds, socket}) when milliseconds >= @idle do
+    # An HTTP/2 connection has more to say before its end.
+    if socket, do: Connection.half_close(socket)
+    :leaving
+  end
+
+  defp decide({:idle, milliseconds, _socket}), do: {:idle, milliseconds}
   defp decide(report), do: report
 
   @doc false
