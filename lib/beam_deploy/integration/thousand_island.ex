@@ -117,7 +117,7 @@ defmodule BeamDeploy.Integration.ThousandIsland do
   # What the process waits in returns as if the client had closed, and the handler ends in order.
   defp close_unused(socket, _monitors, idle, waited) when is_port(socket) do
     if Connection.idle_for(socket, waited) >= idle do
-      _ = :gen_tcp.shutdown(socket, :read_write)
+      :ok = Connection.shut_down(socket)
       :abandoned
     else
       :in_use

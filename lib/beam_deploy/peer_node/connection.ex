@@ -47,17 +47,24 @@ defmodule BeamDeploy.PeerNode.Connection do
 
   defp getopts(socket, options), do: :inet.getopts(socket, options)
 
-  @doc "Tells the other end that nothing more comes. An error means that it is gone already."
-  @spec half_close(socket()) :: :ok
-  def half_close(socket) do
-    _ = if is_port(socket), do: :gen_tcp.shutdown(socket, :write), else: half_close_other(socket)
+  @doc """
+  Ends a connection, while the socket stays its owner's, who is told as if the other end had closed. Cowboy would
+  otherwise wait a second for that. An error means that the other end is gone already.
+  """
+  @spec shut_down(socket()) :: :ok
+  def shut_down(socket) do
+    _ =
+      if is_port(socket),
+        do: :gen_tcp.shutdown(socket, :read_write),
+        else: shut_down_other(socket)
+
     :ok
   end
 
-  defp half_close_other(socket) when elem(socket, 0) == :sslsocket,
-    do: :ssl.shutdown(socket, :write)
+  defp shut_down_other(socket) when elem(socket, 0) == :sslsocket,
+    do: :ssl.shutdown(socket, :read_write)
 
-  defp half_close_other(socket), do: :gen_tcp.shutdown(socket, :write)
+  defp shut_down_other(socket), do: :gen_tcp.shutdown(socket, :read_write)
 
   @doc "Asks the other end of a WebSocket to close it."
   @spec close_websocket(socket()) :: :ok

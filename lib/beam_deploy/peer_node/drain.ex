@@ -282,7 +282,7 @@ defmodule BeamDeploy.PeerNode.Drain do
 
   defp decide({:idle, milliseconds, socket}) when milliseconds >= @idle do
     # An HTTP/2 connection has more to say before its end.
-    if socket, do: Connection.half_close(socket)
+    if socket, do: Connection.shut_down(socket)
     :leaving
   end
 
