@@ -23,18 +23,28 @@ defmodule BeamDeploy.Events do
     Process.delete(__MODULE__)
     started = System.monotonic_time()
     emit([kind, :start], %{system_time: System.system_time()}, metadata)
-    result = function.()
-    duration = System.monotonic_time() - started
 
-    case result do
+    try do
+      function.()
+    catch
+      class, reason ->
+        failed(kind, started, metadata, {:crashed, reason})
+        :erlang.raise(class, reason, __STACKTRACE__)
+    else
       {:ok, summary} ->
+        duration = System.monotonic_time() - started
         emit([kind, :stop], %{duration: duration}, Map.merge(metadata, summary))
+        {:ok, summary}
 
       {:error, reason} ->
-        emit([kind, :exception], %{duration: duration}, Map.put(metadata, :reason, reason))
+        failed(kind, started, metadata, reason)
+        {:error, reason}
     end
+  end
 
-    result
+  defp failed(kind, started, metadata, reason) do
+    duration = System.monotonic_time() - started
+    emit([kind, :exception], %{duration: duration}, Map.put(metadata, :reason, reason))
   end
 
   @doc """

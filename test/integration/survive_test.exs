@@ -276,6 +276,29 @@ defmodule BeamDeploy.Integration.SurviveTest do
       Wait.until(fn -> eval!(instance, ":sys.get_state(BeamDeploy.Events.Subscribers)") == %{} end)
     end
 
+    test "sees and hears of a hot upgrade as well", %{tmp_dir: tmp_dir} do
+      instance = start(tmp_dir)
+      tarball = SampleRelease.tarball("0.2.0")
+
+      assert {output, 0} =
+               rpc(instance, """
+               BeamDeploy.subscribe()
+               BeamDeploy.hot_upgrade!(#{inspect(tarball)}, otp_app: :sample)
+               receive do {:beam_deploy, [:hot_upgrade, :stop], metadata} -> IO.puts("heard of #\{metadata.version}") after 0 -> :ok end
+               """)
+
+      for phase <- ~w(plan stage suspend load migrate resume refresh),
+          do: assert(output =~ ~r/^#{phase} +[\d.]+ ms/m)
+
+      assert output =~ ~r/^done +[\d.]+ ms  version=0.2.0$/m
+      assert output =~ "heard of 0.2.0"
+      assert [{:hot, "0.1.0", "0.2.0", :ok}] = history(instance)
+
+      # Undone by a swap back.
+      assert eval!(instance, "BeamDeploy.rollback()") == :ok
+      assert version(instance) == "0.1.0"
+    end
+
     test "is told everything by info/0", %{tmp_dir: tmp_dir} do
       instance = deployed(tmp_dir)
       info = eval!(instance, "BeamDeploy.info()")

@@ -153,10 +153,9 @@ defmodule BeamDeploy.BlueGreen.Coordinator do
   end
 
   def handle_call({:release_replaced, release}, _from, state) do
-    state = %{state | probation: probation(state)}
-
-    {:reply, :ok,
-     %{state | release: release, active: Peer.replace_release(state.active, release)}}
+    # The peer may have ended with its last answer.
+    active = state.active && Peer.replace_release(state.active, release)
+    {:reply, :ok, %{state | release: release, active: active, probation: probation(state)}}
   end
 
   def handle_call({:peer_started, peer}, {pid, _tag}, %{boot: %Task{pid: pid}} = state),
@@ -193,8 +192,11 @@ defmodule BeamDeploy.BlueGreen.Coordinator do
     boot_finished(state, result)
   end
 
-  def handle_info({:DOWN, ref, :process, _pid, reason}, %{swap: %Task{ref: ref}} = state),
-    do: state |> end_swap_peers() |> swap_finished({:error, {:crashed, reason}})
+  def handle_info({:DOWN, ref, :process, _pid, reason}, %{swap: %Task{ref: ref}} = state) do
+    reason = {:crashed, reason}
+    :ok = BlueGreen.record_failure(context(state), :blue_green, nil, reason)
+    state |> end_swap_peers() |> swap_finished({:error, reason})
+  end
 
   def handle_info({:DOWN, ref, :process, _pid, reason}, %{boot: %Task{ref: ref}} = state),
     do: state |> end_booting() |> boot_finished({:error, {:crashed, reason}})
