@@ -278,19 +278,26 @@ defmodule BeamDeploy.BlueGreen do
   defp untag({:ok, answer}), do: answer
   defp untag({:error, reason}), do: {:error, reason}
 
-  # Up to the moment when the outgoing peer is told to stop, one call sends all connections back to it.
+  # Until the old side has settled one call sends all connections back to it.
   defp cut_over(outgoing, incoming, timeout) do
     _ = Peer.call(outgoing, :put_counterpart, [:incoming, incoming.node], 5_000)
-    Peer.attach_output(incoming)
 
     with :ok <- Listener.cutover(incoming.side),
-         :ok <- Settle.await(outgoing.side, fn -> ended(outgoing, incoming) end, timeout) do
+         :ok <- settle(outgoing, incoming, timeout) do
+      # Before that, what it prints is part of the error.
+      Peer.attach_output(incoming)
       Coordinator.cut_over(incoming, outgoing)
     else
-      # Nothing is left to wait for.
-      {:stopped, :outgoing} -> Coordinator.cut_over(incoming, outgoing)
-      {:stopped, :incoming} -> go_back(outgoing, {:boot_failed, Peer.details(incoming)})
       {:error, reason} -> go_back(outgoing, reason)
+    end
+  end
+
+  defp settle(outgoing, incoming, timeout) do
+    case Settle.await(outgoing.side, fn -> ended(outgoing, incoming) end, timeout) do
+      {:stopped, :incoming} -> {:error, {:boot_failed, Peer.details(incoming)}}
+      # Nothing is left to wait for.
+      {:stopped, :outgoing} -> :ok
+      :ok -> :ok
     end
   end
 

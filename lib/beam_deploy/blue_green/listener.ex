@@ -186,14 +186,24 @@ defmodule BeamDeploy.BlueGreen.Listener do
 
   defp open_pair(state, {ip, port, only_v6}) do
     alone? = not Enum.any?(Map.keys(state.entries), &match?({_ip, ^port, _only_v6}, &1))
-    Native.listener_open_inet(List.to_string(:inet.ntoa(ip)), port, only_v6, @backlog, alone?)
+
+    with {:error, {:unsteerable, reason}} <-
+           Native.listener_open_inet(
+             List.to_string(:inet.ntoa(ip)),
+             port,
+             only_v6,
+             @backlog,
+             alone?
+           ),
+         do: {:overlap, reason}
   end
 
   # Whether a system can steer shows when it is asked to for the first time.
   defp try_steering(pair, side) do
-    with {:error, reason} <- Native.listener_steer(pair, @sides[side]) do
-      close(pair)
-      {:overlap, reason}
+    case Native.listener_steer(pair, @sides[side]) do
+      :ok -> :ok
+      {:error, {:unsteerable, reason}} -> close(pair) && {:overlap, reason}
+      {:error, reason} -> close(pair) && {:error, reason}
     end
   end
 
@@ -276,9 +286,10 @@ defmodule BeamDeploy.BlueGreen.Listener do
 
   defp close(pair) do
     with {:error, reason} <- Native.listener_close(pair) do
-      Logger.warning(
-        "beam_deploy: the name of a local socket could not be removed: #{inspect(reason)}"
-      )
+      :ok =
+        Logger.warning(
+          "beam_deploy: the name of a local socket could not be removed: #{inspect(reason)}"
+        )
     end
   end
 

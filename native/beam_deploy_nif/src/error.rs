@@ -16,6 +16,9 @@ pub enum Error {
     /// A value outside of what the function takes, by the argument's name: `{:bad_argument, name}`.
     #[error("bad argument: {0}")]
     BadArgument(&'static str),
+    /// The system does not let connections be steered between sockets: `{:unsteerable, posix}`.
+    #[error("cannot steer: {0}")]
+    Unsteerable(Box<Error>),
     /// An archive that cannot be read, or not be written to the disk: `{:extract_failed, message | posix}`.
     #[error("extraction failed: {0}")]
     Extract(Box<Error>),
@@ -25,6 +28,10 @@ pub enum Error {
 }
 
 impl Error {
+    pub fn unsteerable(error: io::Error) -> Self {
+        Error::Unsteerable(Box::new(error.into()))
+    }
+
     pub fn extract(error: io::Error) -> Self {
         Error::Extract(Box::new(error.into()))
     }
@@ -79,6 +86,7 @@ mod nif {
                 },
                 Error::Other(message) => message.encode(env),
                 Error::BadArgument(name) => (atoms::bad_argument(), *name).encode(env),
+                Error::Unsteerable(error) => (atoms::unsteerable(), error.as_ref()).encode(env),
                 Error::Extract(error) => (atoms::extract_failed(), error.as_ref()).encode(env),
                 Error::UnsafeArchive(entry, why) => {
                     (atoms::unsafe_archive(), encode_bytes(env, entry), why).encode(env)
@@ -168,7 +176,7 @@ mod nif {
 
     mod atoms {
         rustler::atoms! {
-            ok, error, errno, bad_argument, extract_failed, unsafe_archive,
+            ok, error, errno, bad_argument, unsteerable, extract_failed, unsafe_archive,
             absolute_path, parent_dir, symlink_escape, hard_link, device, duplicate, invalid_name, unsupported, too_many_entries, too_large, ratio,
             eacces, eaddrinuse, eaddrnotavail, eafnosupport, eagain, ebadf, ebusy, edquot, eexist, efbig, einval, eio, eisdir, eloop, emfile, emlink, enametoolong, enfile, enodev, enoent, enomem, enoprotoopt, enospc, enosys, enotconn, enotdir, enotempty, enotsock, enxio, eopnotsupp, eperm, epipe, erofs, etxtbsy, exdev,
         }

@@ -53,14 +53,14 @@ fn bind(address: SocketAddr, only_v6: Option<bool>, shared: bool) -> Result<Sock
 #[cfg(target_os = "linux")]
 fn hold(socket: &Socket) -> Result<(), Error> {
     let nothing = socket2::SockFilter::new((libc::BPF_RET | libc::BPF_K) as u16, 0, 0, 0);
-    Ok(socket.attach_filter(&[nothing])?)
+    socket.attach_filter(&[nothing]).map_err(Error::unsteerable)
 }
 
 #[cfg(target_os = "linux")]
 pub fn steer(chosen: &Socket, index: usize, all: &[Socket; 2]) -> Result<(), Error> {
     use std::os::fd::AsFd;
 
-    sys::attach_reuseport_index(chosen.as_fd(), index as u32)?;
+    sys::attach_reuseport_index(chosen.as_fd(), index as u32).map_err(Error::unsteerable)?;
     for socket in all {
         match socket.detach_filter() {
             // It was let go before.
@@ -86,7 +86,7 @@ fn hold(_socket: &Socket) -> Result<(), Error> {
 
 #[cfg(not(target_os = "linux"))]
 pub fn steer(_chosen: &Socket, _index: usize, _all: &[Socket; 2]) -> Result<(), Error> {
-    Err(rustix::io::Errno::OPNOTSUPP.into())
+    Err(Error::unsteerable(rustix::io::Errno::OPNOTSUPP.into()))
 }
 
 #[cfg(not(target_os = "linux"))]
