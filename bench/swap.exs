@@ -27,23 +27,26 @@ defmodule Bench.Swap do
 
     File.mkdir_p!(settings.directory)
 
-    try do
-      ways =
-        if only = options[:only],
-          do: [String.to_existing_atom(only)],
-          else: [:ours, :overlap, :restart]
+    ways =
+      if only = options[:only],
+        do: [String.to_existing_atom(only)],
+        else: [:ours, :overlap, :restart]
 
-      controls = Keyword.get(options, :control_swaps, min(swaps, 10))
+    controls = Keyword.get(options, :control_swaps, min(swaps, 10))
 
-      results =
-        for way <- ways do
-          run(way, if(way == :ours, do: swaps, else: controls), settings)
-        end
+    results =
+      for way <- ways do
+        run(way, if(way == :ours, do: swaps, else: controls), settings)
+      end
 
-      report(Map.new(results, &{&1.way, &1}), results)
-    after
-      File.rm_rf!(settings.directory)
+    report(Map.new(results, &{&1.way, &1}), results)
+
+    if failed?(results) do
+      IO.puts("The logs are in #{settings.directory}")
+      exit({:shutdown, 1})
     end
+
+    File.rm_rf!(settings.directory)
   end
 
   defp run(way, swaps, settings) do
@@ -83,8 +86,18 @@ defmodule Bench.Swap do
 
   defp exchange(:restart, server, _version), do: Server.restart(server)
 
-  defp exchange(_way, server, version),
-    do: Server.call(server, BeamDeploy, :upgrade, [SampleRelease.tarball(version)])
+  # Its progress would be told to this terminal.
+  defp exchange(_way, server, version) do
+    {:ok, elsewhere} = StringIO.open("")
+
+    Task.await(
+      Task.async(fn ->
+        true = Process.group_leader(self(), elsewhere)
+        Server.call(server, BeamDeploy, :upgrade, [SampleRelease.tarball(version)])
+      end),
+      :infinity
+    )
+  end
 
   defp result(way, swaps, swapped, answer) do
     if answer["failed"] + answer["abandoned"] > 0 do
@@ -92,8 +105,16 @@ defmodule Bench.Swap do
         "  failures: #{inspect(positive(answer["failures"]))} abandoned: #{answer["abandoned"]}"
       )
 
-      if way == :ours,
-        do: IO.inspect(answer["examples"], limit: :infinity, printable_limit: :infinity)
+      if way == :ours do
+        for {%{"failed" => failed} = window, number} when failed > 0 <-
+              Enum.with_index(answer["windows"]["list"], 1),
+            do:
+              IO.puts(
+                "  swap #{number}: #{failed} failed, #{window["start_ms"]}-#{window["end_ms"]} ms"
+              )
+
+        IO.inspect(answer["examples"], limit: :infinity, printable_limit: :infinity)
+      end
     end
 
     %{
@@ -151,9 +172,10 @@ defmodule Bench.Swap do
         "restart_failed=#{by_way[:restart] && by_way[:restart].failed} " <>
         "p99_ratio=#{ours && ratio(ours)} upgrade_ms=#{ours && round(ours.ms)}"
     )
-
-    if ours && ours.failed + ours.refused > 0, do: exit({:shutdown, 1})
   end
+
+  defp failed?(results),
+    do: Enum.any?(results, &(&1.way == :ours and &1.failed + &1.refused > 0))
 
   defp report_memory(%{memory: {early, late}, swaps: swaps}) do
     if early,
