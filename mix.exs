@@ -67,7 +67,20 @@ defmodule BeamDeploy.MixProject do
     [
       main: "readme",
       source_ref: "v#{@version}",
-      extras: ["README.md", "CHANGELOG.md"] ++ Path.wildcard("guides/*.md")
+      extras: ["README.md"] ++ guides() ++ ["CHANGELOG.md", "LICENSE"],
+      groups_for_extras: [Guides: ~r"guides/"],
+      groups_for_modules: ["For your application": [BeamDeploy.Plug, BeamDeploy.Release.Step]]
     ]
+  end
+
+  # In the order in which they are read.
+  defp guides do
+    first =
+      for name <- ~w(getting-started systemd docker listeners-and-draining handoff hot-upgrades),
+          path = "guides/#{name}.md",
+          File.regular?(path),
+          do: path
+
+    first ++ (Path.wildcard("guides/*.md") -- first)
   end
 end
