@@ -72,7 +72,11 @@ defmodule ExampleWeb.Parts do
         </li>
       </ol>
       <.failure :if={@job.error} error={@job.error} />
-      <details :if={@job.log != []} open={@job.status == :failed} id={"log-#{@job.id}-#{@job.status}"}>
+      <details
+        :if={@job.log != []}
+        open={build_failed?(@job)}
+        id={"log-#{@job.id}-#{@job.status}"}
+      >
         <summary>Output of the build</summary>
         <pre tabindex="0">{@job.log |> Enum.reverse() |> Enum.join("\n")}</pre>
       </details>
@@ -164,6 +168,10 @@ defmodule ExampleWeb.Parts do
   defp describe("none"), do: "A new label and colour, compiled in."
   defp describe("compile"), do: "The build fails. Nothing else happens."
   defp describe("boot"), do: "The new node ends. This one goes on."
+
+  # What ran after the build tells more of its own failure than the build does.
+  defp build_failed?(job),
+    do: Enum.any?(job.steps, &(&1.name in [:compile, :assemble, :tar] and &1.status == :failed))
 
   defp title(%{kind: :rollback}), do: "Roll back"
   defp title(%{kind: :hot} = job), do: "Hot upgrade to #{job.version}, #{job.label}"
