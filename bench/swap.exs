@@ -140,7 +140,7 @@ defmodule Bench.Swap do
 
   defp report(by_way, results) do
     IO.puts(
-      "\nway       swaps  requests    failed  p99 in/out ms connect      keepalive      gap ms  swap ms"
+      "\nway       swaps  requests    failed      p99 ms in/out: connect          keepalive      gap ms  swap ms"
     )
 
     for result <- results do
@@ -150,7 +150,7 @@ defmodule Bench.Swap do
         pad(result.requests, 10),
         pad(result.failed, 10),
         pad(p99(result, "connect"), 27),
-        pad(p99(result, "keepalive"), 15),
+        pad(p99(result, "keepalive"), 19),
         pad(result.gap, 12),
         pad(round(result.ms), 9)
       ])

@@ -202,6 +202,32 @@ defmodule BeamDeploy.BlueGreen.ListenerTest do
   end
 
   describe "overlap" do
+    # The kernel refuses the program where it may not take the memory for it: a limit of each network namespace.
+    @tag :namespaces
+    test "is what remains where the system refuses, and is said" do
+      script = """
+      alias BeamDeploy.BlueGreen.Listener
+      {:ok, _} = Listener.start_link(mode: :steered)
+      [:overlap, :overlap] = for side <- [:blue, :green], do: Listener.descriptor(side, {{127, 0, 0, 1}, 4000, nil})
+      for _peer <- 1..2, do: {:ok, _} = :gen_tcp.listen(4000, [BeamDeploy.PeerNode.Servers.reuse_port(), ip: {127, 0, 0, 1}])
+      :ok = Listener.cutover(:green)
+      %{mode: :overlap, addresses: [%{mode: :overlap}]} = Listener.info()
+      IO.puts("shared")
+      """
+
+      commands = "ip link set lo up && echo 16 > /proc/sys/net/core/optmem_max && exec \"$@\""
+      elixir = ["elixir", "-pa", Application.app_dir(:beam_deploy, "ebin"), "-e", script]
+
+      assert {output, 0} =
+               System.cmd("unshare", ["--net", "sh", "-c", commands, "sh" | elixir],
+                 stderr_to_stdout: true
+               )
+
+      assert output =~ "shared"
+      assert output =~ "this system cannot steer connections between listening sockets (:enomem)"
+      assert [_one] = Regex.scan(~r/plain SO_REUSEPORT/, output)
+    end
+
     @tag mode: :overlap
     test "that was asked for shares ports, and says so", %{port: port} do
       assert Listener.descriptor(:blue, {@loopback, port, nil}) == :overlap
