@@ -28,10 +28,13 @@ defmodule BeamDeploy.MixProject do
     [extra_applications: [:logger, :crypto]]
   end
 
-  # :ssl is called for sockets that are its own, so only where it runs. Elixir 1.20 deprecates this way of saying so; the
-  # other one, :elixirc_options, is not enough for 1.14.
+  # Called only where they are: :ssl for sockets that are its own, and the servers that an application has, which Elixir
+  # finds and names when it has compiled them before. Elixir 1.20 deprecates this way of saying so; the other one,
+  # :elixirc_options, is not enough for 1.14.
+  @optional [:ssl, :ranch, :cowboy_stream, ThousandIsland, Plug.Conn]
+
   defp xref do
-    if Version.match?(System.version(), "< 1.20.0-dev"), do: [exclude: [:ssl]], else: []
+    if Version.match?(System.version(), "< 1.20.0-dev"), do: [exclude: @optional], else: []
   end
 
   defp elixirc_paths(:test), do: ["lib", "test/support"]

@@ -72,11 +72,7 @@ defmodule ExampleWeb.Parts do
         </li>
       </ol>
       <.failure :if={@job.error} error={@job.error} />
-      <details
-        :if={@job.log != []}
-        open={build_failed?(@job)}
-        id={"log-#{@job.id}-#{@job.status}"}
-      >
+      <details :if={@job.log != []} open={build_failed?(@job)} id={"log-#{@job.id}-#{@job.status}"}>
         <summary>Output of the build</summary>
         <pre tabindex="0">{@job.log |> Enum.reverse() |> Enum.join("\n")}</pre>
       </details>
