@@ -161,11 +161,10 @@ defmodule BeamDeploy.Integration.FailureTest do
   end
 
   test "a new peer that is killed while it boots", %{tmp_dir: tmp_dir} do
+    tarball = SampleRelease.tarball("0.2.0", :hangs_at_boot)
     instance = start(tmp_dir)
     os_pids = Enum.sort(os_pids(instance))
-
-    upgrade =
-      Task.async(fn -> upgrade(instance, SampleRelease.tarball("0.2.0", :hangs_at_boot)) end)
+    upgrade = Task.async(fn -> upgrade(instance, tarball) end)
 
     Wait.until(fn -> match?([_], os_pids(instance) -- os_pids) end)
     [incoming] = os_pids(instance) -- os_pids
@@ -244,9 +243,10 @@ defmodule BeamDeploy.Integration.FailureTest do
     end
 
     test "during a swap leaves the new version serving", %{tmp_dir: tmp_dir} do
+      tarball = SampleRelease.tarball("0.2.0")
       instance = start(tmp_dir)
       blue = peer_os_pid(instance)
-      upgrade = Task.async(fn -> upgrade(instance, SampleRelease.tarball("0.2.0")) end)
+      upgrade = Task.async(fn -> upgrade(instance, tarball) end)
       Wait.until(fn -> length(peer_os_pids(instance)) == 2 end)
       signal(blue, "KILL")
       assert Task.await(upgrade, 60_000) == :ok
@@ -255,11 +255,10 @@ defmodule BeamDeploy.Integration.FailureTest do
     end
 
     test "during a swap that fails is booted again", %{tmp_dir: tmp_dir} do
-      instance = start(tmp_dir, start_options: [boot_timeout: 4_000])
+      tarball = SampleRelease.tarball("0.2.0", :crashes_at_boot)
+      instance = start(tmp_dir)
       blue = peer_os_pid(instance)
-
-      upgrade =
-        Task.async(fn -> upgrade(instance, SampleRelease.tarball("0.2.0", :crashes_at_boot)) end)
+      upgrade = Task.async(fn -> upgrade(instance, tarball) end)
 
       Wait.until(fn -> length(peer_os_pids(instance)) == 2 end)
       signal(blue, "KILL")
@@ -278,15 +277,10 @@ defmodule BeamDeploy.Integration.FailureTest do
     end
 
     test "killed in the middle of a swap leaves no peer behind", %{tmp_dir: tmp_dir} do
+      tarball = SampleRelease.tarball("0.2.0", :hangs_at_boot)
       instance = start(tmp_dir)
       parent = parent_os_pid(instance)
-
-      Task.start(fn ->
-        rpc(
-          instance,
-          "BeamDeploy.upgrade(#{inspect(SampleRelease.tarball("0.2.0", :hangs_at_boot))})"
-        )
-      end)
+      Task.start(fn -> rpc(instance, "BeamDeploy.upgrade(#{inspect(tarball)})") end)
 
       Wait.until(fn -> length(peer_os_pids(instance)) == 2 end)
       signal(parent, "KILL")

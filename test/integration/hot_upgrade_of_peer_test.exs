@@ -87,8 +87,9 @@ defmodule BeamDeploy.Integration.HotUpgradeOfPeerTest do
   end
 
   test "never overlaps a swap", %{tmp_dir: tmp_dir} do
+    tarball = SampleRelease.tarball("0.2.0", :hangs_at_boot)
     instance = start(tmp_dir, start_options: [boot_timeout: 4_000])
-    swap = Task.async(fn -> upgrade(instance, SampleRelease.tarball("0.2.0", :hangs_at_boot)) end)
+    swap = Task.async(fn -> upgrade(instance, tarball) end)
     Wait.until(fn -> eval!(instance, "BeamDeploy.upgrading?()") end)
     assert hot_upgrade(instance, SampleRelease.tarball("0.2.0")) == {:error, :upgrade_in_progress}
     assert {:error, {:boot_timeout, _details}} = Task.await(swap, 60_000)

@@ -177,6 +177,7 @@ defmodule BeamDeploy.Integration.SwapTest do
   end
 
   test "during a swap both peers know of each other, and the parent answers", %{tmp_dir: tmp_dir} do
+    tarball = SampleRelease.tarball("0.2.0")
     instance = start(tmp_dir)
     blue = :"#{instance.name}_blue@127.0.0.1"
     green = :"#{instance.name}_green@127.0.0.1"
@@ -187,7 +188,7 @@ defmodule BeamDeploy.Integration.SwapTest do
       eval_in_peer!(instance, "DynamicSupervisor.count_children(Sample.Connections).active") >= 1
     end)
 
-    upgrade = Task.async(fn -> upgrade(instance, SampleRelease.tarball("0.2.0")) end)
+    upgrade = Task.async(fn -> upgrade(instance, tarball) end)
     Wait.until(fn -> version(instance) == "0.2.0" end)
 
     # The old peer is still at its request.

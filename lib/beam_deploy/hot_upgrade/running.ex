@@ -106,8 +106,11 @@ defmodule BeamDeploy.HotUpgrade.Running do
 
   defp modules(applications) do
     loaded =
-      for {module, path} <- :code.all_loaded(), path != :preloaded, into: %{} do
-        {Atom.to_string(module), %{md5: module.module_info(:md5), app: nil}}
+      for {module, path} <- :code.all_loaded(),
+          path != :preloaded,
+          {:ok, md5} <- [md5(module)],
+          into: %{} do
+        {Atom.to_string(module), %{md5: md5, app: nil}}
       end
 
     for {app, _vsn} <- applications,
@@ -117,6 +120,13 @@ defmodule BeamDeploy.HotUpgrade.Running do
         reduce: loaded do
       modules -> add(modules, app, Path.basename(path, ".beam"), path)
     end
+  end
+
+  # One that was unloaded since it was listed is not loaded.
+  defp md5(module) do
+    {:ok, module.module_info(:md5)}
+  rescue
+    UndefinedFunctionError -> :unloaded
   end
 
   defp add(modules, app, name, path) do
