@@ -62,6 +62,11 @@ defmodule BeamDeploy do
   alias BeamDeploy.BlueGreen.Coordinator
   alias BeamDeploy.PeerNode.{Drain, Servers}
 
+  @typedoc """
+  What `plan/2` finds: a struct with `:recommendation`, `:reasons`, and the lists of what differs. `inspect/1` shows it whole.
+  """
+  @type plan :: struct()
+
   @doc "See `start_link/2`; no parent-level children."
   @spec start_link(keyword()) :: Supervisor.on_start()
   def start_link(opts), do: start_link([], opts)
@@ -246,7 +251,7 @@ defmodule BeamDeploy do
     * `:against` - another tarball to compare with, instead of this node: needs no running release
     * `:config`, `:supervisors` - as for `hot_upgrade/2`
   """
-  @spec plan(Path.t(), keyword()) :: {:ok, HotUpgrade.Plan.t()} | {:error, term()}
+  @spec plan(Path.t(), keyword()) :: {:ok, plan()} | {:error, term()}
   def plan(path, opts \\ []) when is_binary(path) do
     path = Path.expand(path)
     _checked = HotUpgrade.Options.plan!(opts)

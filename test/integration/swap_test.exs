@@ -132,7 +132,12 @@ defmodule BeamDeploy.Integration.SwapTest do
       )
 
       eval_in_peer!(instance, ~s|IO.puts(:standard_error, "to standard error of #{version}")|)
-      eval_in_peer!(instance, ~s|require Logger; Logger.error("logged by #{version}")|)
+
+      # A process with a group leader on another node is left to that node's log, from Elixir 1.15 on.
+      eval_in_peer!(
+        instance,
+        ~s|Process.group_leader(self(), Process.whereis(:user)); require Logger; Logger.error("logged by #{version}")|
+      )
 
       Wait.until(
         fn ->

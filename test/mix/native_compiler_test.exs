@@ -7,6 +7,7 @@ defmodule BeamDeploy.NativeCompilerTest do
   @moduletag timeout: 120_000
 
   alias BeamDeploy.MixProject.Precompiled
+  alias BeamDeploy.Test.ReleasePage
 
   setup %{tmp_dir: tmp_dir} do
     project = Path.join(tmp_dir, "project")
@@ -78,7 +79,6 @@ defmodule BeamDeploy.NativeCompilerTest do
     @contents "the library"
 
     setup context do
-      {:ok, _started} = Application.ensure_all_started(:inets)
       {:ok, target} = running_target()
       version = Mix.Project.config()[:version]
       name = Precompiled.name(version, target)
@@ -86,23 +86,11 @@ defmodule BeamDeploy.NativeCompilerTest do
       File.mkdir_p!(served)
       File.write!(Path.join(served, name), :zlib.gzip(@contents))
 
-      {:ok, server} =
-        :inets.start(:httpd,
-          port: 0,
-          bind_address: {127, 0, 0, 1},
-          server_name: ~c"releases",
-          server_root: to_charlist(context.tmp_dir),
-          document_root: to_charlist(served)
-        )
-
-      on_exit(fn -> :inets.stop(:httpd, server) end)
-      [port: port] = :httpd.info(server, [:port])
-
       %{
         name: name,
         served: served,
         library: Path.join(context.project, "priv/native/beam_deploy_nif.so"),
-        from_server: [{"BEAM_DEPLOY_PRECOMPILED_URL", "http://127.0.0.1:#{port}/"}]
+        from_server: [{"BEAM_DEPLOY_PRECOMPILED_URL", ReleasePage.start(served) <> "/"}]
       }
     end
 

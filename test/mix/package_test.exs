@@ -3,6 +3,7 @@ defmodule BeamDeploy.PackageTest do
   use ExUnit.Case, async: true
 
   alias BeamDeploy.MixProject.Precompiled
+  alias BeamDeploy.Test.ReleasePage
 
   @moduletag :tmp_dir
   @moduletag timeout: 300_000
@@ -44,7 +45,7 @@ defmodule BeamDeploy.PackageTest do
     end
 
     # Without them there would be no guides at all.
-    assert Enum.count(files, &String.starts_with?(&1, "guides/")) >= 5
+    assert Enum.count(files, &String.starts_with?(&1, "guides/")) >= 7
   end
 
   test "a new project takes it, with a precompiled library, and its release carries it",
@@ -140,20 +141,7 @@ defmodule BeamDeploy.PackageTest do
       inspect(%{name => "sha256:" <> digest})
     )
 
-    {:ok, _started} = Application.ensure_all_started(:inets)
-
-    {:ok, server} =
-      :inets.start(:httpd,
-        port: 0,
-        bind_address: {127, 0, 0, 1},
-        server_name: ~c"releases",
-        server_root: to_charlist(context.tmp_dir),
-        document_root: to_charlist(served)
-      )
-
-    on_exit(fn -> :inets.stop(:httpd, server) end)
-    [port: port] = :httpd.info(server, [:port])
-    "http://127.0.0.1:#{port}"
+    ReleasePage.start(served)
   end
 
   defp link_tools(tools) do
