@@ -18,7 +18,7 @@ defmodule BeamDeploy.Events do
   Runs a whole swap and emits its `:start` and `:stop` or `:exception`. What the function answers as `{:ok, summary}` is in
   the metadata of `:stop`.
   """
-  @spec run(kind(), map(), (() -> result)) :: result when result: {:ok, map()} | {:error, term()}
+  @spec run(kind(), map(), (... -> result)) :: result when result: {:ok, map()} | {:error, term()}
   def run(kind, metadata, function) do
     Process.delete(__MODULE__)
     started = System.monotonic_time()

@@ -273,7 +273,9 @@ defmodule BeamDeploy.Integration.SurviveTest do
       assert eval!(instance, "BeamDeploy.rollback()") == :ok
       assert eval!(instance, "BeamDeploy.get_handoff(:heard)") == :rollback
       # Gone with their processes.
-      Wait.until(fn -> eval!(instance, ":sys.get_state(BeamDeploy.Events.Subscribers)") == %{} end)
+      Wait.until(fn ->
+        eval!(instance, ":sys.get_state(BeamDeploy.Events.Subscribers)") == %{}
+      end)
     end
 
     test "sees and hears of a hot upgrade as well", %{tmp_dir: tmp_dir} do

@@ -211,6 +211,8 @@ defmodule BeamDeploy.Integration.SwapTest do
   test "a request may ask for the swap that ends its own peer", %{tmp_dir: tmp_dir} do
     instance = start(tmp_dir)
     tarball = SampleRelease.tarball("0.2.0")
+    # A peer answers a moment before its parent is told that it serves.
+    Wait.until(fn -> eval!(instance, "BeamDeploy.peer_node()") != nil end)
 
     assert {:ok, %{body: ":ok", headers: %{"x-version" => "0.1.0"}}} =
              Http.get(instance.port, "/upgrade?#{URI.encode(tarball)}")

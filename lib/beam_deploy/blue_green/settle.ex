@@ -24,7 +24,7 @@ defmodule BeamDeploy.BlueGreen.Settle do
   @poll 10
 
   @doc "Returns `{:stopped, reason}` as soon as `stopped` does, which is asked again and again; `:ok` at the latest after the timeout."
-  @spec await(Listener.side(), (() -> nil | reason), timeout()) :: :ok | {:stopped, reason}
+  @spec await(Listener.side(), (... -> nil | reason), timeout()) :: :ok | {:stopped, reason}
         when reason: term()
   def await(side, stopped, timeout) do
     if Listener.moved?(side) do
