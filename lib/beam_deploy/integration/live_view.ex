@@ -24,9 +24,7 @@ defmodule BeamDeploy.Integration.LiveView do
 
       views ->
         if hook?() do
-          Enum.each(views, fn {pid, _view} ->
-            send(pid, {:phoenix_live_reload, "beam_deploy", ""})
-          end)
+          Enum.each(views, fn {pid, _view} -> spawn(__MODULE__, :ask, [pid]) end)
 
           {:ok, length(views)}
         else
@@ -34,6 +32,25 @@ defmodule BeamDeploy.Integration.LiveView do
         end
     end
   end
+
+  @doc false
+  # In a process of its own: a view that is busy keeps nobody waiting, one that ends meanwhile ends only this.
+  def ask(pid) do
+    _state = :sys.replace_state(pid, &put_reloader/1, :infinity)
+    send(pid, {:phoenix_live_reload, "beam_deploy", ""})
+  end
+
+  # Before it renders, a channel calls the reloader that it was given where code reloading is on (`socket.private`), and
+  # ends without one. Ours has nothing to do: the code is loaded.
+  defp put_reloader(%{socket: %{private: private} = socket} = state) do
+    private = Map.put_new(private, :phoenix_reloader, {__MODULE__, :reloaded, []})
+    %{state | socket: %{socket | private: private}}
+  end
+
+  defp put_reloader(state), do: state
+
+  @doc false
+  def reloaded(_endpoint), do: :ok
 
   # A channel notes its view as `{view, :mount, 3}`.
   defp connected do
