@@ -248,8 +248,12 @@ defmodule BeamDeploy.BlueGreen do
   end
 
   defp call_alive(peer, function, arguments, timeout) do
-    with {:error, reason} <- Peer.call(peer, function, arguments, timeout),
-         do: {:error, {:boot_failed, Map.put(Peer.details(peer), :reason, reason)}}
+    case Peer.call(peer, function, arguments, timeout) do
+      {:ok, answer} -> {:ok, answer}
+      # It ended: what it printed says more.
+      {:error, :noconnection} -> {:error, {:boot_failed, Peer.details(peer)}}
+      {:error, reason} -> {:error, {:boot_failed, Map.put(Peer.details(peer), :reason, reason)}}
+    end
   end
 
   # A check that is cut off by the deadline says less than the answer before it.

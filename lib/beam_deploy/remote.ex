@@ -35,23 +35,30 @@ defmodule BeamDeploy.Remote do
   # Each release has its own hooks: those that its peer was started with. An exception in one is the caller's.
 
   @spec check_health() :: term()
-  def check_health, do: PeerNode.run_hook(:health_check, [], :ok)
+  def check_health, do: at_home(fn -> PeerNode.run_hook(:health_check, [], :ok) end)
 
   @spec after_cutover(term()) :: term()
-  def after_cutover(state), do: PeerNode.run_hook(:after_cutover, [state], :ok)
+  def after_cutover(state), do: at_home(fn -> PeerNode.run_hook(:after_cutover, [state], :ok) end)
 
   @spec hot_upgrade_here(Path.t(), keyword()) :: :ok | {:error, term()}
-  def hot_upgrade_here(path, options), do: HotUpgrade.run(path, options)
+  def hot_upgrade_here(path, options), do: at_home(fn -> HotUpgrade.run(path, options) end)
 
   @spec plan_here(Path.t(), keyword()) :: {:ok, HotUpgrade.Plan.t()} | {:error, term()}
   def plan_here(path, options), do: HotUpgrade.plan(path, options)
 
   @doc "Ends all connections in order, those that are left after the timeout otherwise. Returns when none is left."
   @spec drain(timeout()) :: %{ended: non_neg_integer(), cut: non_neg_integer()}
-  def drain(timeout), do: Drain.run(timeout)
+  def drain(timeout), do: at_home(fn -> Drain.run(timeout) end)
 
   @spec stop() :: :ok
   def stop, do: :init.stop()
+
+  # A call from another node brings that node's group leader along: what is printed would appear there, and what is logged
+  # both there and here.
+  defp at_home(function) do
+    true = Process.group_leader(self(), Process.whereis(:user))
+    function.()
+  end
 
   # On the parent, called by peers.
 
