@@ -40,8 +40,9 @@ defmodule BeamDeploy.Test.SampleRelease do
   end
 
   defp build(path, app, version, variant) do
-    # Mix does not notice that a version or name out of the environment has changed.
-    build = Path.join(@root, "_build/sample/#{app}-#{version}")
+    # Mix does not notice that a version, a name or applications out of the environment have changed.
+    more = if System.get_env("SAMPLE_APPLICATIONS"), do: "-large", else: ""
+    build = Path.join(@root, "_build/sample/#{app}-#{version}#{more}")
 
     environment = [
       {"MIX_ENV", "prod"},
