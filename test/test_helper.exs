@@ -2,9 +2,9 @@
 BeamDeploy.Test.Epmd.start(fn stop -> System.at_exit(fn _status -> stop.() end) end)
 |> then(&System.put_env("ERL_EPMD_PORT", &1))
 
-# Network namespaces take root, or a system that lets others have them.
+# Network namespaces take iproute2 and root, or a system that lets others have them.
 namespaces? =
-  System.find_executable("unshare") != nil and
-    match?({_, 0}, System.cmd("unshare", ["--net", "true"], stderr_to_stdout: true))
+  Enum.all?(["unshare", "ip"], &System.find_executable/1) and
+    match?({_, 0}, System.cmd("unshare", ["--net", "ip", "link"], stderr_to_stdout: true))
 
 ExUnit.start(exclude: if(namespaces?, do: [], else: [:namespaces]))
