@@ -5,10 +5,7 @@ defmodule BeamDeploy.Test.HotRelease do
 
   import ExUnit.Callbacks, only: [on_exit: 1]
 
-  alias BeamDeploy.Test.Wait
-
-  @fixture Path.expand("../fixtures/hot_app", __DIR__)
-  @root Path.expand("../..", __DIR__)
+  alias BeamDeploy.Test.{Fixture, Wait}
 
   defstruct [:root, :control, :log, :environment, :shell, :socket, :os_pid]
 
@@ -26,7 +23,7 @@ defmodule BeamDeploy.Test.HotRelease do
 
   @doc "The path of a tarball: its version, the generation of the code in it, and what is special about it."
   def tarball(version, code, variant \\ :plain) do
-    path = Path.join(directory(), "#{version}-#{code}-#{variant}.tar.gz")
+    path = Path.join(Fixture.directory("hot_app"), "#{version}-#{code}-#{variant}.tar.gz")
 
     # One build at a time: they share a build directory.
     :global.trans({__MODULE__, self()}, fn ->
@@ -37,11 +34,9 @@ defmodule BeamDeploy.Test.HotRelease do
   end
 
   defp build(path, version, code, variant) do
-    build = Path.join(@root, "_build/hot_app")
+    build = Fixture.build_path("hot_app")
 
     environment = [
-      {"MIX_ENV", "prod"},
-      {"MIX_BUILD_PATH", build},
       {"HOT_VERSION", version},
       {"HOT_CODE", "#{code}"},
       {"HOT_VARIANT", "#{variant}"}
@@ -50,42 +45,7 @@ defmodule BeamDeploy.Test.HotRelease do
     # Mix does not notice what has changed in the environment. Its dependencies stay compiled.
     File.rm_rf!(Path.join(build, "lib/hot_app"))
     File.rm_rf!(Path.join(build, "rel"))
-
-    case System.cmd("mix", ["release", "--overwrite", "--quiet"],
-           cd: @fixture,
-           env: environment,
-           stderr_to_stdout: true
-         ) do
-      {_output, 0} -> File.cp!(Path.join(build, "hot_app-#{version}.tar.gz"), path)
-      {output, status} -> raise "mix release of the fixture ended with #{status}:\n#{output}"
-    end
-  end
-
-  # Named by all that goes into a release, so that an old tarball is never taken for a new one.
-  defp directory do
-    with nil <- :persistent_term.get(__MODULE__, nil) do
-      directory = Path.join(@root, "_build/hot_releases/#{digest()}")
-      File.mkdir_p!(directory)
-      :persistent_term.put(__MODULE__, directory)
-      directory
-    end
-  end
-
-  defp digest do
-    [
-      "lib/**/*.ex",
-      "native/**/src/**/*.rs",
-      "priv/*.sh",
-      "mix.exs",
-      "test/fixtures/hot_app/mix.exs",
-      "test/fixtures/hot_app/{lib,config}/**/*"
-    ]
-    |> Enum.flat_map(&Path.wildcard(Path.join(@root, &1)))
-    |> Enum.reject(&File.dir?/1)
-    |> Enum.reduce(:crypto.hash_init(:sha256), &:crypto.hash_update(&2, File.read!(&1)))
-    |> :crypto.hash_final()
-    |> Base.encode16(case: :lower)
-    |> binary_part(0, 16)
+    Fixture.build("hot_app", :hot_app, version, build, environment, path)
   end
 
   @doc "Starts a release in a directory of its own."

@@ -181,8 +181,11 @@ defmodule BeamDeploy.Test.Instance do
 
   def peer_os_pids(instance) do
     Enum.filter(os_pids(instance), fn pid ->
-      match?({:ok, _}, File.read("/proc/#{pid}/cmdline")) and
-        File.read!("/proc/#{pid}/cmdline") =~ ~r/\0#{instance.name}_(blue|green)@/
+      case File.read("/proc/#{pid}/cmdline") do
+        {:ok, command} -> command =~ ~r/\0#{instance.name}_(blue|green)@/
+        # It has ended since it was listed.
+        {:error, _posix} -> false
+      end
     end)
   end
 
