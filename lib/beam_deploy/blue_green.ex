@@ -113,17 +113,11 @@ defmodule BeamDeploy.BlueGreen do
     remember(swap, fn ->
       with {:ok, admitted} <- verify(swap, path, []),
            {:ok, release} <- stage(swap, path, admitted) do
-        arguments = [path, [release_root: release.root] ++ options]
-
-        case Peer.call(peer, :hot_upgrade_here, arguments, :infinity) do
-          {:ok, :ok} ->
+        case upgrade_in_place(peer, path, [release_root: release.root] ++ options) do
+          :ok ->
             :ok = Coordinator.release_replaced(release)
             record(swap, release, [release.root | peer.roots])
             {:ok, %{from: peer.release.version, to: release.version, phases: []}}
-
-          {_result, {:error, reason}} ->
-            :ok = Store.discard(swap.store, release)
-            {:error, release, reason}
 
           {:error, reason} ->
             :ok = Store.discard(swap.store, release)
@@ -131,6 +125,11 @@ defmodule BeamDeploy.BlueGreen do
         end
       end
     end)
+  end
+
+  defp upgrade_in_place(peer, path, options) do
+    with {:ok, answer} <- Peer.call(peer, :hot_upgrade_here, [path, options], :infinity),
+         do: answer
   end
 
   @doc "Boots a release on a side where nothing has to be replaced: the first peer, or one after a crash."
