@@ -3,6 +3,7 @@ defmodule BeamDeploy.Integration.FailureTest do
   use ExUnit.Case, async: true
 
   import BeamDeploy.Test.Instance
+  import BeamDeploy.Test.LogFile
   alias BeamDeploy.Test.{Epmd, Http, SampleRelease, Wait}
 
   @moduletag :tmp_dir
@@ -122,14 +123,14 @@ defmodule BeamDeploy.Integration.FailureTest do
              failing_upgrade(instance, SampleRelease.tarball("0.2.0", :raises_in_runtime_config))
 
     assert details.output =~ "SAMPLE_SECRET is missing"
-    assert log(instance) =~ "SAMPLE_SECRET is missing"
+    assert_logged(instance, "SAMPLE_SECRET is missing")
 
     # vm.args that the VM refuses.
     assert {:boot_failed, details} =
              failing_upgrade(instance, SampleRelease.tarball("0.2.0", :bad_vm_args))
 
     assert details.output != ""
-    assert log(instance) =~ "bad"
+    assert_logged(instance, "bad")
 
     assert upgrade(instance, SampleRelease.tarball("0.2.0")) == :ok
     assert version(instance) == "0.2.0"
@@ -179,7 +180,7 @@ defmodule BeamDeploy.Integration.FailureTest do
     assert upgrade(instance, SampleRelease.tarball("0.2.0")) == :ok
     assert version(instance) == "0.2.0"
     refute blue in os_pids(instance)
-    assert log(instance) =~ "did not stop in time and was killed"
+    assert_logged(instance, "did not stop in time and was killed")
   end
 
   test "an old peer that is frozen does not keep the new one out", %{tmp_dir: tmp_dir} do
@@ -195,8 +196,8 @@ defmodule BeamDeploy.Integration.FailureTest do
     instance = start(tmp_dir, variant: :hooks_raise)
     assert upgrade(instance, SampleRelease.tarball("0.2.0", :hooks_raise)) == :ok
     assert version(instance) == "0.2.0"
-    assert log(instance) =~ "before_cutover failed"
-    assert log(instance) =~ "after_cutover failed"
+    assert_logged(instance, "before_cutover failed")
+    assert_logged(instance, "after_cutover failed")
   end
 
   describe "an active peer that ends by itself" do
@@ -329,13 +330,13 @@ defmodule BeamDeploy.Integration.FailureTest do
       instance = start(tmp_dir, variant: :crashes_at_boot, await: false)
       assert await_exit(instance) != 0
       assert os_pids(instance) == []
-      assert log(instance) =~ "this version cannot start"
+      assert_logged(instance, "this version cannot start")
     end
 
     test "says which variables start distribution", %{tmp_dir: tmp_dir} do
       instance = start(tmp_dir, environment: %{"RELEASE_DISTRIBUTION" => "none"}, await: false)
       assert await_exit(instance) != 0
-      assert log(instance) =~ "RELEASE_DISTRIBUTION"
+      assert_logged(instance, "RELEASE_DISTRIBUTION")
     end
 
     test "keeps a second one out of its store", %{tmp_dir: tmp_dir} do
@@ -353,7 +354,7 @@ defmodule BeamDeploy.Integration.FailureTest do
       rival = start(other, environment: environment, await: false)
 
       assert await_exit(rival) != 0
-      assert log(rival) =~ "store_in_use"
+      assert_logged(rival, "store_in_use")
       assert version(instance) == "0.1.0"
     end
   end

@@ -3,6 +3,7 @@ defmodule BeamDeploy.Integration.KillTest do
   use ExUnit.Case, async: true
 
   import BeamDeploy.Test.Instance
+  import BeamDeploy.Test.LogFile
   alias BeamDeploy.Test.{Http, SampleRelease, Wait}
 
   @moduletag :tmp_dir

@@ -3,6 +3,7 @@ defmodule BeamDeploy.Integration.ListenerTest do
   use ExUnit.Case, async: true
 
   import BeamDeploy.Test.Instance
+  import BeamDeploy.Test.LogFile
   alias BeamDeploy.Test.{Http, Load, SampleRelease, Wait}
 
   @moduletag :tmp_dir
@@ -199,7 +200,7 @@ defmodule BeamDeploy.Integration.ListenerTest do
 
   test "overlap can be asked for, and is said", %{tmp_dir: tmp_dir} do
     instance = start(tmp_dir, environment: %{"SAMPLE_OVERLAP" => "1"})
-    assert log(instance) =~ "plain SO_REUSEPORT"
+    assert_logged(instance, "plain SO_REUSEPORT")
     swap(instance, "0.2.0")
     assert version(instance) == "0.2.0"
 

@@ -3,6 +3,7 @@ defmodule BeamDeploy.Integration.SurviveTest do
   use ExUnit.Case, async: true
 
   import BeamDeploy.Test.Instance
+  import BeamDeploy.Test.LogFile
   alias BeamDeploy.Test.{Http, SampleRelease, Wait}
 
   @moduletag :tmp_dir
@@ -67,7 +68,7 @@ defmodule BeamDeploy.Integration.SurviveTest do
       File.rm!(Path.join(root, "releases/0.2.0/start.boot"))
       restart(instance)
       assert version(instance) == "0.1.0"
-      assert log(instance) =~ "release 0.2.0 does not boot"
+      assert_logged(instance, "release 0.2.0 does not boot")
       assert {:boot, nil, "0.2.0", {:error, why}} = hd(history(instance))
       assert why =~ "enoent"
       # For this start only: it may be repaired.
@@ -89,7 +90,7 @@ defmodule BeamDeploy.Integration.SurviveTest do
       File.rm_rf!(root)
       restart(instance)
       assert version(instance) == "0.1.0"
-      assert log(instance) =~ "is gone from the store"
+      assert_logged(instance, "is gone from the store")
     end
   end
 
@@ -161,7 +162,7 @@ defmodule BeamDeploy.Integration.SurviveTest do
       end
 
       assert version(instance) == "0.1.0"
-      assert log(instance) =~ "release 0.2.0 is rolled back to 0.1.0"
+      assert_logged(instance, "release 0.2.0 is rolled back to 0.1.0")
 
       assert [
                {:rollback, "0.2.0", "0.1.0", :ok},
@@ -201,7 +202,7 @@ defmodule BeamDeploy.Integration.SurviveTest do
       assert output =~ ~r/^(boot|health) +[\d.]+ ms failed: the new release does not boot/m
 
       # The log has the sentence once, and what the peer printed once.
-      assert log(instance) =~ ~r/swap (boot|health) version=0.3.0.* failed after/
+      assert_logged(instance, ~r/swap (boot|health) version=0.3.0.* failed after/)
       refute log(instance) =~ "last it printed"
 
       # A terminal that is gone in the middle.

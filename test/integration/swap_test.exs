@@ -3,6 +3,7 @@ defmodule BeamDeploy.Integration.SwapTest do
   use ExUnit.Case, async: true
 
   import BeamDeploy.Test.Instance
+  import BeamDeploy.Test.LogFile
   alias BeamDeploy.Test.{Http, SampleRelease, Wait}
 
   @moduletag :tmp_dir
@@ -60,7 +61,7 @@ defmodule BeamDeploy.Integration.SwapTest do
              :finish
            ]
 
-    for phase <- Keyword.keys(info.last_swap.phases), do: assert(log(instance) =~ "swap #{phase}")
+    for phase <- Keyword.keys(info.last_swap.phases), do: assert_logged(instance, "swap #{phase}")
 
     # And back: the sides and their node names are used again.
     assert upgrade(instance, SampleRelease.tarball("0.1.0")) == :ok

@@ -3,6 +3,7 @@ defmodule BeamDeploy.Test.HotRelease do
   # Releases of test/fixtures/hot_app, built by `mix release` once for each content, and one that runs as an operator
   # would run it: `bin/hot_app start` in an OS process of its own, reached through a socket of its control process.
 
+  import BeamDeploy.Test.LogFile
   import ExUnit.Callbacks, only: [on_exit: 1]
 
   alias BeamDeploy.Test.{Fixture, Wait}
@@ -141,12 +142,5 @@ defmodule BeamDeploy.Test.HotRelease do
   def hot_upgrade(instance, tarball, options \\ []) do
     options = Keyword.put_new(options, :otp_app, :hot_app)
     eval!(instance, "BeamDeploy.HotUpgrade.run(#{inspect(tarball)}, #{inspect(options)})")
-  end
-
-  def log(instance) do
-    case File.read(instance.log) do
-      {:ok, text} -> text
-      {:error, :enoent} -> ""
-    end
   end
 end

@@ -3,6 +3,7 @@ defmodule BeamDeploy.Test.Instance do
   # A release of the sample application that runs as an operator would run it: `bin/sample start` in an OS process of
   # its own, `bin/sample rpc`, and requests over HTTP.
 
+  import BeamDeploy.Test.LogFile
   import ExUnit.Callbacks, only: [on_exit: 1]
 
   alias BeamDeploy.Test.{Http, SampleRelease, Wait}
@@ -156,13 +157,6 @@ defmodule BeamDeploy.Test.Instance do
   def get!(instance, path) do
     {:ok, %{status: 200, body: body}} = Http.get(instance.port, path)
     body
-  end
-
-  def log(instance) do
-    case File.read(instance.log) do
-      {:ok, text} -> text
-      {:error, :enoent} -> ""
-    end
   end
 
   @doc "The OS pids of this instance's VMs, by the node name on their command lines."
