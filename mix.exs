@@ -13,6 +13,7 @@ defmodule BeamDeploy.MixProject do
       elixir: "~> 1.14",
       compilers: [:beam_deploy_native] ++ Mix.compilers(),
       elixirc_paths: elixirc_paths(Mix.env()),
+      test_ignore_filters: [~r"^test/(fixtures|support)/"],
       xref: xref(),
       elixirc_options: [no_warn_undefined: [:ssl]],
       start_permanent: Mix.env() == :prod,

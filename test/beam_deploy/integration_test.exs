@@ -188,7 +188,11 @@ defmodule BeamDeploy.IntegrationTest do
     end
 
     test "on a local socket listen on the parent's" do
-      acquire = fn address -> send(self(), {:acquired, address}) && {:adopt, 7, :local} end
+      acquire = fn address ->
+        send(self(), {:acquired, address})
+        {:adopt, 7, :local}
+      end
+
       http = [ip: {:local, "/run/x.sock"}, port: 0]
 
       {:ok, adopted} = Phoenix.adopt(bandit(http), acquire)

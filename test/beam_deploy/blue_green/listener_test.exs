@@ -170,14 +170,12 @@ defmodule BeamDeploy.BlueGreen.ListenerTest do
       :ok = Listener.cutover(:green)
       parent = self()
 
-      settling =
-        Task.async(fn ->
-          Settle.await(
-            :blue,
-            fn -> (send(parent, :asked) && Process.get(:over)) || over() end,
-            5_000
-          )
-        end)
+      reason = fn ->
+        send(parent, :asked)
+        over()
+      end
+
+      settling = Task.async(fn -> Settle.await(:blue, reason, 5_000) end)
 
       assert_receive :asked
       send(settling.pid, :over)
