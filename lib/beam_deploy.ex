@@ -179,7 +179,7 @@ defmodule BeamDeploy do
     * `{:boot_failed, details}`, `{:boot_timeout, details}`, `{:health_check_failed, details}` - `details.output` holds
       the last lines that the new peer printed
   """
-  @spec upgrade(Path.t(), keyword()) :: :ok | {:error, term()}
+  @spec upgrade(Path.t(), keyword()) :: :ok | {:error, Error.reason()}
   def upgrade(path, opts \\ []) when is_binary(path) do
     on_parent(
       :upgrade,
@@ -225,7 +225,7 @@ defmodule BeamDeploy do
     * `{:load_failed, modules}`
     * `{:code_change_failed, details}`
   """
-  @spec hot_upgrade(Path.t(), keyword()) :: :ok | {:error, term()}
+  @spec hot_upgrade(Path.t(), keyword()) :: :ok | {:error, Error.reason()}
   def hot_upgrade(path, opts) when is_binary(path) do
     path = Path.expand(path)
     _checked = HotUpgrade.Options.hot_upgrade!(opts)
@@ -251,7 +251,7 @@ defmodule BeamDeploy do
     * `:against` - another tarball to compare with, instead of this node: needs no running release
     * `:config`, `:supervisors` - as for `hot_upgrade/2`
   """
-  @spec plan(Path.t(), keyword()) :: {:ok, plan()} | {:error, term()}
+  @spec plan(Path.t(), keyword()) :: {:ok, plan()} | {:error, Error.reason()}
   def plan(path, opts \\ []) when is_binary(path) do
     path = Path.expand(path)
     _checked = HotUpgrade.Options.plan!(opts)
@@ -274,7 +274,7 @@ defmodule BeamDeploy do
     * `:no_previous_release`
     * `{:damaged_release, version}` - files of it are missing by now
   """
-  @spec rollback() :: :ok | {:error, term()}
+  @spec rollback() :: :ok | {:error, Error.reason()}
   def rollback, do: on_parent(:rollback, [nil, caller()], {:error, :not_running})
 
   @doc """
@@ -283,7 +283,7 @@ defmodule BeamDeploy do
 
   Errors as `rollback/0`, and `{:unknown_release, version}`, `{:already_current, version}`.
   """
-  @spec rollback(String.t()) :: :ok | {:error, term()}
+  @spec rollback(String.t()) :: :ok | {:error, Error.reason()}
   def rollback(version) when is_binary(version),
     do: on_parent(:rollback, [version, caller()], {:error, :not_running})
 

@@ -128,8 +128,11 @@ defmodule BeamDeploy.BlueGreen do
   end
 
   defp upgrade_in_place(peer, path, options) do
-    with {:ok, answer} <- Peer.call(peer, :hot_upgrade_here, [path, options], :infinity),
-         do: answer
+    case Peer.call(peer, :hot_upgrade_here, [path, options], :infinity) do
+      {:ok, answer} -> answer
+      {:error, :noconnection} -> {:error, :no_active_peer}
+      {:error, reason} -> {:error, {:crashed, reason}}
+    end
   end
 
   @doc "Boots a release on a side where nothing has to be replaced: the first peer, or one after a crash."

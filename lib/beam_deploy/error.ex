@@ -9,7 +9,50 @@ defmodule BeamDeploy.Error do
   @enforce_keys [:reason]
   defexception [:reason]
 
-  @type t :: %__MODULE__{reason: term()}
+  @type t :: %__MODULE__{reason: reason()}
+
+  @typedoc """
+  Why a deploy came to nothing, or the parent does not start. [Troubleshooting](troubleshooting.md) says for each what to
+  do.
+  """
+  @type reason ::
+          :not_running
+          | :upgrade_in_progress
+          | :no_active_peer
+          | :release_not_found
+          | {:unreadable, File.posix()}
+          | {:extract_failed, String.t() | File.posix()}
+          | {:checksum_mismatch, expected :: String.t(), actual :: String.t()}
+          | {:unsafe_archive, entry :: binary(), why :: atom()}
+          | {:unsigned, Path.t()}
+          | {:bad_signature, Path.t()}
+          | {:invalid_release, why :: term()}
+          | {:incompatible_release, details :: map()}
+          | {:boot_failed, details :: map()}
+          | {:boot_timeout, details :: map()}
+          | {:health_check_failed, details :: map()}
+          | {:listen_failed, what :: term(), reason :: term()}
+          | {:cutover_failed, reason :: term()}
+          | {:keeps_ending, times :: pos_integer(), seconds :: pos_integer()}
+          | {:crashed, reason :: term()}
+          | :no_previous_release
+          | {:unknown_release, String.t()}
+          | {:already_current, String.t()}
+          | {:damaged_release, String.t()}
+          | :nothing_changed
+          | {:not_hot, :blue_green | :cold, reasons :: [tuple()]}
+          | {:old_code_in_use, [pid()]}
+          | {:old_code_unavailable, [module()]}
+          | {:suspend_failed, [pid()]}
+          | {:load_failed, [{module(), reason :: term()}]}
+          | {:code_path, reason :: term()}
+          | {:code_change_failed, details :: map()}
+          | {:config_failed, reason :: term()}
+          | {:not_recorded, File.posix()}
+          | {:insecure_store, Path.t(), why :: term()}
+          | {:store_in_use, Path.t()}
+          | {:corrupt_store, Path.t(), why :: term()}
+          | {:store_failed, Path.t(), File.posix()}
 
   @impl true
   def message(%__MODULE__{reason: reason}), do: describe(reason)
@@ -29,10 +72,11 @@ defmodule BeamDeploy.Error do
   defp describe(:release_not_found), do: "there is no such file"
   defp describe({:unreadable, posix}), do: "the tarball cannot be read: #{posix(posix)}"
 
-  defp describe({:extract_failed, posix}) when is_atom(posix),
-    do: "the tarball cannot be unpacked: #{posix(posix)}"
+  defp describe({:extract_failed, message}) when is_binary(message),
+    do: "the tarball cannot be unpacked: #{message}"
 
-  defp describe({:extract_failed, message}), do: "the tarball cannot be unpacked: #{message}"
+  defp describe({:extract_failed, posix}),
+    do: "the tarball cannot be unpacked: #{posix(posix)}"
 
   defp describe({:invalid_release, why}),
     do: "this is not a release that can be deployed here: #{invalid(why)}"
@@ -55,6 +99,9 @@ defmodule BeamDeploy.Error do
     do:
       "the new release is not healthy: its health check answered #{inspect(details[:answer])}" <>
         peer(details)
+
+  defp describe({:cutover_failed, reason}),
+    do: "new connections cannot be sent to the new release: #{inspect(reason)}"
 
   defp describe({:crashed, reason}),
     do: "the swap itself failed: #{Exception.format_exit(reason)}"
@@ -85,6 +132,9 @@ defmodule BeamDeploy.Error do
 
   defp describe({:load_failed, modules}), do: "modules cannot be loaded: #{inspect(modules)}"
 
+  defp describe({:code_path, reason}),
+    do: "the code path of the new release cannot be set: #{inspect(reason)}"
+
   defp describe({:code_change_failed, %{processes: processes, killed: killed}}),
     do:
       "#{count(processes, "process")} could not convert their state, and everything was put back: " <>
@@ -109,6 +159,21 @@ defmodule BeamDeploy.Error do
 
   defp describe({:keeps_ending, times, seconds}),
     do: "it ended by itself #{times} times within #{seconds} s of taking over"
+
+  defp describe({:not_recorded, posix}),
+    do: "the upgraded release cannot be made the one that starts next: #{posix(posix)}"
+
+  defp describe({:insecure_store, path, why}),
+    do: "the release store #{path} is refused: #{insecure(why)}"
+
+  defp describe({:store_in_use, path}),
+    do: "the release store #{path} belongs to another running parent"
+
+  defp describe({:corrupt_store, path, why}),
+    do: "#{path} of the release store is damaged: #{inspect(why)}"
+
+  defp describe({:store_failed, path, posix}),
+    do: "#{path} of the release store cannot be written or read: #{posix(posix)}"
 
   defp describe(reason), do: inspect(reason)
 
@@ -144,6 +209,21 @@ defmodule BeamDeploy.Error do
 
   defp invalid(why), do: inspect(why)
 
+  defp insecure({:not_a_directory, type}), do: "it is no directory but a #{type}"
+  defp insecure({:owner, owner, user}), do: "it belongs to user #{owner}, not #{user}"
+  defp insecure({:mode, mode}), do: "its mode is #{octal(mode)}, not 700"
+  defp insecure({:above, above, {:owner, owner}}), do: "#{above} belongs to user #{owner}"
+
+  defp insecure({:above, above, {:mode, mode}}),
+    do: "everybody may write to #{above}, its mode is #{octal(mode)}"
+
+  defp insecure({:above, above, {:unreadable, posix}}),
+    do: "#{above} cannot be looked at: #{posix(posix)}"
+
+  defp octal(mode), do: Integer.to_string(mode, 8)
+
+  # One that has no name among those of Erlang.
+  defp posix({:errno, number}), do: "error #{number} of the operating system"
   defp posix(posix), do: posix |> :file.format_error() |> List.to_string()
 
   defp peer(details) do

@@ -4,7 +4,7 @@ defmodule BeamDeploy.Parent do
   # the places for its socket and its peers' files.
   # Not for: anything that runs.
 
-  alias BeamDeploy.{Options, Release}
+  alias BeamDeploy.{Error, Options, Release}
   alias BeamDeploy.Release.Store
 
   require Logger
@@ -40,6 +40,10 @@ defmodule BeamDeploy.Parent do
          socket: socket_path(run_dir),
          listeners: Application.get_env(:beam_deploy, :listeners, :steered)
        }}
+    else
+      {:error, reason} ->
+        Logger.error("beam_deploy: the parent does not start: #{Error.sentence(reason)}")
+        {:error, reason}
     end
   end
 

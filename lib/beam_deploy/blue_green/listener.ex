@@ -30,7 +30,7 @@ defmodule BeamDeploy.BlueGreen.Listener do
   def descriptor(side, address), do: GenServer.call(__MODULE__, {:descriptor, side, address})
 
   @doc "All new connections, of every address that this side serves, go to it from now on."
-  @spec cutover(side()) :: :ok | {:error, term()}
+  @spec cutover(side()) :: :ok | {:error, {:cutover_failed, term()}}
   def cutover(side), do: GenServer.call(__MODULE__, {:cutover, side})
 
   @doc "Whether any of this side's addresses has another socket that new connections can go to."
@@ -105,7 +105,7 @@ defmodule BeamDeploy.BlueGreen.Listener do
 
       {:error, reason} ->
         :ok = steer_all(state, state.active)
-        {:reply, {:error, reason}, state}
+        {:reply, {:error, {:cutover_failed, reason}}, state}
     end
   end
 

@@ -407,7 +407,12 @@ defmodule BeamDeploy.Release.Store do
   defp warn_of_loss(state, %{current: current}) when state.current != current do
     Logger.error("the current release #{inspect(current)} is gone from the store")
 
-    State.record(state, %{kind: :boot, from: current, to: state.current, outcome: {:error, :lost}})
+    State.record(state, %{
+      kind: :boot,
+      from: current,
+      to: state.current,
+      outcome: {:error, "it is gone from the store"}
+    })
   end
 
   defp warn_of_loss(state, _before), do: state
