@@ -158,6 +158,10 @@ defmodule BeamDeploy do
   Returns `:ok` when the new version serves and the old peer is gone. Called in the old peer, it returns when the new
   version serves, so that a request which asks for a swap can be answered.
 
+  While the first peer is being booted, or one that ended by itself is booted again, an upgrade, hot upgrade or rollback
+  waits for that; one that is asked for besides gets `:upgrade_in_progress`. If the release that keeps ending does not come up
+  again, the one that was asked for is booted in its place. A release that is rolled back by itself is so before.
+
   ## Options
 
     * `:sha256` - the expected digest of the tarball, 64 hexadecimal digits
@@ -168,7 +172,7 @@ defmodule BeamDeploy do
 
     * `:not_running` - there is no parent here
     * `:upgrade_in_progress` - one at a time
-    * `:no_active_peer` - the peer ended by itself and is being booted again
+    * `{:no_active_peer, reason}` - the peer that was being booted did not come up, and the parent ends
     * `:release_not_found`, `{:unreadable, posix}`
     * `{:extract_failed, message | posix}` - not gzip, truncated, damaged, disk full
     * `{:unsafe_archive, entry, why}` - an entry that would leave its directory, a device, too much
@@ -342,7 +346,7 @@ defmodule BeamDeploy do
   @spec peer_node() :: node() | nil
   def peer_node, do: status().active_node
 
-  @doc "Whether a swap or hot upgrade is under way."
+  @doc "Whether a swap or hot upgrade is under way, or waits for a peer that is being booted: another would be refused."
   @spec upgrading?() :: boolean()
   def upgrading?, do: status().upgrading
 

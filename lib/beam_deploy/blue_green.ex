@@ -12,13 +12,17 @@ defmodule BeamDeploy.BlueGreen do
   @health_interval 100
 
   @enforce_keys [:options, :environment, :store]
-  defstruct [:options, :environment, :store, :outgoing, kind: :blue_green]
+  defstruct [:options, :environment, :store, :from, :outgoing, spared: [], kind: :blue_green]
 
   @type t :: %__MODULE__{
           options: Options.t(),
           environment: map(),
           store: Store.t(),
+          # The release to serve, and its peer where there is one.
+          from: Release.t() | nil,
           outgoing: Peer.t() | nil,
+          # Roots of releases that may yet be gone back to.
+          spared: [Path.t()],
           # What the history calls it.
           kind: :blue_green | :hot | :rollback
         }
@@ -42,12 +46,12 @@ defmodule BeamDeploy.BlueGreen do
 
   @doc "Swaps back to a release of the store: that of a version, or with nil the one that served before."
   @spec rollback(t(), String.t() | nil) :: {:ok, summary()} | {:error, term()}
-  def rollback(%__MODULE__{outgoing: outgoing} = swap, version) do
+  def rollback(%__MODULE__{} = swap, version) do
     swap = %{swap | kind: :rollback}
 
     attempt(swap, :rollback, fn ->
       with {:ok, release} <-
-             phase(:verify, %{}, fn -> Store.target(swap.store, version, outgoing.release) end) do
+             phase(:verify, %{}, fn -> Store.target(swap.store, version, swap.from) end) do
         with :ok <-
                phase(:stage, %{version: release.version}, fn -> Release.check_whole(release) end),
              {:ok, summary} <- swap(swap, release) do
@@ -78,8 +82,19 @@ defmodule BeamDeploy.BlueGreen do
     with {:ok, %{peer: peer}} <- healed, do: {:ok, peer}
   end
 
-  @doc "Swaps the outgoing peer for one of a release that is staged already."
+  @doc """
+  Swaps the outgoing peer for one of a release that is staged already. Where none serves, the new one takes its place:
+  on its side, where connections wait.
+  """
   @spec swap(t(), Release.t()) :: {:ok, summary()} | {:error, term()}
+  def swap(%__MODULE__{outgoing: nil} = swap, release) do
+    with {:ok, incoming} <- boot(swap, release, swap.environment.side) do
+      :ok = Coordinator.cut_over(incoming, nil)
+      phase(:finish, about(incoming), fn -> complete(swap, incoming) end)
+      {:ok, summary(swap, incoming)}
+    end
+  end
+
   def swap(%__MODULE__{outgoing: outgoing} = swap, release) do
     side = other(outgoing.side)
 
@@ -148,7 +163,7 @@ defmodule BeamDeploy.BlueGreen do
   # A swap as the world sees it: its events, and its line in the history.
   defp attempt(swap, action, function) do
     :ok = Handoff.clear()
-    metadata = %{action: action, from: swap.outgoing.release.version}
+    metadata = %{action: action, from: swap.from.version}
     Events.run(:swap, metadata, fn -> remember(swap, function) end)
   end
 
@@ -173,7 +188,7 @@ defmodule BeamDeploy.BlueGreen do
   def record_failure(swap, kind, release, reason) do
     entry = %{
       kind: kind,
-      from: swap.outgoing && Release.id(swap.outgoing.release),
+      from: swap.from && Release.id(swap.from),
       to: release && Release.id(release),
       outcome: {:error, Error.sentence(reason)}
     }
@@ -331,9 +346,11 @@ defmodule BeamDeploy.BlueGreen do
     give_up(outgoing.side)
     phase(:finish, about(incoming), fn -> complete(swap, incoming) end)
 
-    {:ok,
-     %{from: outgoing.release.version, to: incoming.release.version, phases: Events.timings()}}
+    {:ok, summary(swap, incoming)}
   end
+
+  defp summary(swap, incoming),
+    do: %{from: swap.from.version, to: incoming.release.version, phases: Events.timings()}
 
   # Whatever becomes of it, the next step is to stop the peer. One that is frozen does not even say its version.
   defp drain(outgoing, timeout) do
@@ -363,7 +380,7 @@ defmodule BeamDeploy.BlueGreen do
   defp record(swap, release, live) do
     entry = %{
       kind: swap.kind,
-      from: Release.id(swap.outgoing.release),
+      from: Release.id(swap.from),
       to: Release.id(release),
       outcome: :ok
     }
@@ -374,7 +391,7 @@ defmodule BeamDeploy.BlueGreen do
   defp promote(swap, release, entry, live) do
     with :ok <- Store.promote(swap.store, release, entry),
          {:ok, _pruned} <-
-           Store.prune(swap.store, swap.options.keep_releases, live) do
+           Store.prune(swap.store, swap.options.keep_releases, live ++ swap.spared) do
       :ok
     else
       {:error, reason} -> complain(reason)

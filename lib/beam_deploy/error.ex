@@ -68,7 +68,14 @@ defmodule BeamDeploy.Error do
     do: "there is no BeamDeploy parent here: is the release running, and BEAM_DEPLOY set for it?"
 
   defp describe(:upgrade_in_progress), do: "another upgrade is in progress"
-  defp describe(:no_active_peer), do: "no peer serves at the moment; one is being booted"
+
+  defp describe({:no_active_peer, reason}),
+    do:
+      "no peer serves, the one that was being booted does not come up, and the parent ends: " <>
+        sentence(reason)
+
+  defp describe({:peer_keeps_ending, version}), do: "the peer of release #{version} keeps ending"
+
   defp describe(:release_not_found), do: "there is no such file"
   defp describe({:unreadable, posix}), do: "the tarball cannot be read: #{posix(posix)}"
 

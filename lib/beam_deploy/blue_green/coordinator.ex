@@ -26,6 +26,10 @@ defmodule BeamDeploy.BlueGreen.Coordinator do
     :outgoing,
     :cutover_state,
     callers: [],
+    # What was asked for while no peer serves.
+    queued: nil,
+    # Who was answered last.
+    answered: [],
     # The boot of a peer where none serves.
     boot: nil,
     booting: nil,
@@ -41,6 +45,9 @@ defmodule BeamDeploy.BlueGreen.Coordinator do
     last_swap: nil
   ]
 
+  # How long a parent that ends does so later for whoever was given the reason as an answer.
+  @farewell 3_000
+
   @typedoc "Where a call comes from, and the I/O device that its progress is printed to."
   @type caller :: %{node: node(), terminal: pid() | nil}
 
@@ -50,6 +57,8 @@ defmodule BeamDeploy.BlueGreen.Coordinator do
   @doc "A child that starts once the first peer serves, and fails as that peer's boot did."
   @spec await_active() :: :ignore | {:error, term()}
   def await_active, do: GenServer.call(__MODULE__, :await_active, :infinity)
+
+  # What is asked for while a peer is booted waits for that: one request. Any other is refused, as during a swap.
 
   @doc "Swaps to a tarball. A caller in the outgoing peer gets its answer at cutover."
   @spec upgrade(Path.t(), keyword(), caller()) :: :ok | {:error, term()}
@@ -90,7 +99,7 @@ defmodule BeamDeploy.BlueGreen.Coordinator do
   def peer_started(peer), do: GenServer.call(__MODULE__, {:peer_started, peer})
 
   @doc "New connections go to the incoming peer."
-  @spec cut_over(Peer.t(), Peer.t()) :: :ok
+  @spec cut_over(Peer.t(), Peer.t() | nil) :: :ok
   def cut_over(incoming, outgoing),
     do: GenServer.call(__MODULE__, {:cut_over, incoming, outgoing})
 
@@ -139,23 +148,32 @@ defmodule BeamDeploy.BlueGreen.Coordinator do
 
   def handle_call(:await_active, _from, state), do: {:reply, state.start, state}
 
-  def handle_call({:run, _function, _arguments, _caller}, _from, %{swap: %Task{}} = state),
-    do: {:reply, {:error, :upgrade_in_progress}, state}
-
-  def handle_call({:run, _function, _arguments, _caller}, _from, %{active: nil} = state),
-    do: {:reply, {:error, :no_active_peer}, state}
+  def handle_call(
+        {:run, _function, _arguments, _caller},
+        _from,
+        %{swap: swap, queued: queued} = state
+      )
+      when swap != nil or queued != nil,
+      do: {:reply, {:error, :upgrade_in_progress}, state}
 
   def handle_call({:run, function, arguments, caller}, from, state) do
     terminal = caller.terminal && Terminal.start(caller.terminal)
-    task = start_task(function, [context(state) | arguments])
-    callers = [{from, caller.node, terminal}]
-    {:noreply, %{state | swap: task, callers: callers, cutover_state: nil}}
+
+    request = %{
+      function: function,
+      arguments: arguments,
+      caller: {from, caller.node, terminal},
+      done?: false
+    }
+
+    {:noreply, if(state.active, do: run(state, request), else: queue(state, request))}
   end
 
   def handle_call({:release_replaced, release}, _from, state) do
     # The peer may have ended with its last answer.
     active = state.active && Peer.replace_release(state.active, release)
-    {:reply, :ok, %{state | release: release, active: active, probation: probation(state)}}
+    probation = probation(state, release)
+    {:reply, :ok, %{state | release: release, active: active, probation: probation, crashes: []}}
   end
 
   def handle_call({:peer_started, peer}, {pid, _tag}, %{boot: %Task{pid: pid}} = state),
@@ -167,12 +185,23 @@ defmodule BeamDeploy.BlueGreen.Coordinator do
   def handle_call({:cut_over, incoming, outgoing}, _from, state) do
     # A request that asked for the swap may be one that the outgoing peer has to finish: it is answered now.
     {early, callers} =
-      Enum.split_with(state.callers, fn {_from, node, _terminal} -> node == outgoing.node end)
+      Enum.split_with(state.callers, fn {_from, node, _terminal} ->
+        outgoing != nil and node == outgoing.node
+      end)
 
     reply_all(early, :ok)
 
-    state = %{state | callers: callers, incoming: nil, outgoing: outgoing}
-    {:reply, :ok, activate(%{state | probation: probation(state)}, incoming)}
+    # How often the release before it ended is nothing to blame it for.
+    state = %{
+      state
+      | callers: callers,
+        incoming: nil,
+        outgoing: outgoing,
+        probation: probation(state, incoming.release),
+        crashes: []
+    }
+
+    {:reply, :ok, activate(state, incoming)}
   end
 
   def handle_call({:put_cutover_state, value}, _from, state),
@@ -223,7 +252,17 @@ defmodule BeamDeploy.BlueGreen.Coordinator do
   defp swap_finished(state, result) do
     {answer, state} = outcome(state, result)
     reply_all(state.callers, answer)
-    state = %{state | swap: nil, callers: [], incoming: nil, outgoing: nil}
+    answered = for {{pid, _tag}, _node, _terminal} <- state.callers, do: pid
+
+    state = %{
+      state
+      | swap: nil,
+        callers: [],
+        answered: answered,
+        incoming: nil,
+        outgoing: nil
+    }
+
     # While it ran, the peer that it would have replaced may have ended.
     if state.active || state.boot,
       do: {:noreply, state},
@@ -234,7 +273,8 @@ defmodule BeamDeploy.BlueGreen.Coordinator do
   defp outcome(state, {:error, reason}), do: {{:error, reason}, state}
 
   defp boot_finished(state, {:ok, peer}) do
-    {:noreply, %{state | boot: nil, booting: nil} |> activate(peer) |> started(:ignore)}
+    state = %{state | boot: nil, booting: nil} |> activate(peer) |> started(:ignore)
+    {:noreply, run_queued(state)}
   end
 
   # A machine that starts again must not stay without service because the release that served last has broken. It stays
@@ -250,8 +290,10 @@ defmodule BeamDeploy.BlueGreen.Coordinator do
   end
 
   # Of the very first boot whoever starts the parent hears; it is not repeated.
-  defp boot_finished(%{start: :pending} = state, {:error, reason}),
-    do: {:noreply, started(%{state | boot: nil, booting: nil}, {:error, reason})}
+  defp boot_finished(%{start: :pending} = state, {:error, reason}) do
+    state = refuse_queued(%{state | boot: nil, booting: nil}, reason)
+    {:noreply, started(state, {:error, reason})}
+  end
 
   defp boot_finished(state, {:error, reason}) do
     Logger.error(
@@ -262,6 +304,7 @@ defmodule BeamDeploy.BlueGreen.Coordinator do
   end
 
   defp started(%{start: :pending} = state, result) do
+    if match?({:error, _reason}, result), do: see_off(state.answered)
     if state.starter, do: GenServer.reply(state.starter, result)
     %{state | start: result, starter: nil}
   end
@@ -298,13 +341,80 @@ defmodule BeamDeploy.BlueGreen.Coordinator do
       state.swap == nil and Probation.failed?(probation, state.options.max_restarts) ->
         {:noreply, roll_back(state, side)}
 
+      # What was to be booted again did not come up: before it is tried once more, or given up, comes what was asked for.
+      needs_no_peer?(state.queued) ->
+        {:noreply, run_queued(state)}
+
       length(crashes) > state.options.max_restarts ->
-        {:stop, {:peer_keeps_ending, state.release.version}, state}
+        reason = {:peer_keeps_ending, state.release.version}
+        state = refuse_queued(state, reason)
+        see_off(state.answered)
+        {:stop, reason, state}
 
       true ->
         {:noreply, start_boot(state, side)}
     end
   end
+
+  # What was asked for while no peer served.
+
+  defp queue(state, request) do
+    {_from, _node, terminal} = request.caller
+    message = "waiting for a peer of release #{state.release.version} that is being booted"
+    Logger.info("beam_deploy: #{label(request.function)} #{message}")
+    if terminal, do: Terminal.say(terminal, message)
+    %{state | queued: request}
+  end
+
+  defp label(function), do: function |> to_string() |> String.replace("_", " ")
+
+  defp run_queued(%{queued: nil} = state), do: state
+  defp run_queued(%{queued: request} = state), do: run(%{state | queued: nil}, request)
+
+  # A rollback that has happened already.
+  defp run(state, %{done?: true, caller: caller}) do
+    reply(caller, :ok)
+    state
+  end
+
+  defp run(state, request) do
+    context = %{context(state) | from: state.release}
+    task = start_task(request.function, [context | request.arguments])
+    %{state | swap: task, callers: [request.caller], cutover_state: nil}
+  end
+
+  # A hot upgrade has a peer that it upgrades.
+  defp needs_no_peer?(nil), do: false
+  defp needs_no_peer?(request), do: request.function != :hot_upgrade and not request.done?
+
+  # At once, whatever its terminal does: the parent is about to end.
+  defp refuse_queued(%{queued: nil} = state, _reason), do: state
+
+  defp refuse_queued(%{queued: %{caller: {{pid, _tag} = from, _node, _terminal}}} = state, reason) do
+    GenServer.reply(from, {:error, {:no_active_peer, reason}})
+    %{state | queued: nil, answered: [pid]}
+  end
+
+  # The answer ends on a terminal of another node, to which the way is this one.
+  defp see_off(pids) do
+    timer = Process.send_after(self(), :seen_off, @farewell)
+    for monitor <- Enum.map(pids, &Process.monitor/1), do: await_down(monitor)
+    Process.cancel_timer(timer)
+  end
+
+  defp await_down(monitor) do
+    receive do
+      {:DOWN, ^monitor, :process, _pid, _reason} -> :ok
+      :seen_off -> send(self(), :seen_off)
+    end
+  end
+
+  # Its second time would go forward again.
+  defp mark_rolled_back(%{function: :rollback, arguments: [version]} = request, release)
+       when version in [nil, release.version],
+       do: %{request | done?: true}
+
+  defp mark_rolled_back(request, _release), do: request
 
   # Once: what is rolled back to has served before, and is not on probation.
   defp roll_back(%{probation: probation, release: failing} = state, side) do
@@ -317,12 +427,13 @@ defmodule BeamDeploy.BlueGreen.Coordinator do
 
     arguments = [context(%{state | active: nil}), failing, reason, probation.previous, side]
     boot = start_task(:heal, arguments)
-    %{state | probation: nil, release: probation.previous, boot: boot}
+    queued = mark_rolled_back(state.queued, probation.previous)
+    %{state | probation: nil, release: probation.previous, boot: boot, queued: queued}
   end
 
   # By the release: the peer that served it may have ended meanwhile.
-  defp probation(%{release: release, options: options}),
-    do: Probation.new(release, options.max_seconds)
+  defp probation(state, next),
+    do: Probation.next(state.probation, state.release, next, state.options.max_seconds)
 
   defp stopping?, do: match?({:stopping, _progress}, :init.get_status())
 
@@ -338,7 +449,9 @@ defmodule BeamDeploy.BlueGreen.Coordinator do
       options: state.options,
       environment: state.environment,
       store: state.environment.store,
-      outgoing: state.active
+      from: state.active && state.active.release,
+      outgoing: state.active,
+      spared: if(state.probation, do: [state.probation.previous.root], else: [])
     }
   end
 
@@ -363,7 +476,10 @@ defmodule BeamDeploy.BlueGreen.Coordinator do
   end
 
   defp describe(state),
-    do: %{active_node: state.active && state.active.node, upgrading: state.swap != nil}
+    do: %{
+      active_node: state.active && state.active.node,
+      upgrading: state.swap != nil or state.queued != nil
+    }
 
   defp details(state) do
     %{

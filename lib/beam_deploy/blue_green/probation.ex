@@ -23,6 +23,24 @@ defmodule BeamDeploy.BlueGreen.Probation do
   def new(%Release{} = previous, seconds, now \\ now()),
     do: %__MODULE__{previous: previous, until: now + seconds}
 
+  @doc """
+  Of `to`, which has just taken over from `from`, whose own probation is given. One that has ended by itself in it is
+  nothing to go back to: what it replaced is.
+  """
+  @spec next(t() | nil, Release.t(), Release.t(), pos_integer(), integer()) :: t() | nil
+  def next(probation, from, to, seconds, now \\ now()) do
+    previous =
+      case probation do
+        %{crashes: crashes, until: until, previous: previous} when crashes > 0 and now <= until ->
+          previous
+
+        _proved_or_none ->
+          from
+      end
+
+    if previous.root == to.root, do: nil, else: new(previous, seconds, now)
+  end
+
   @doc "The release's peer has ended by itself, or has not come up again."
   @spec ended(t() | nil, integer()) :: t() | nil
   def ended(probation, now \\ now())

@@ -19,6 +19,13 @@ defmodule BeamDeploy.Events.Terminal do
     terminal
   end
 
+  @doc "Prints a line of another kind."
+  @spec say(pid(), String.t()) :: :ok
+  def say(terminal, line) do
+    send(terminal, {:say, line})
+    :ok
+  end
+
   @doc "Answers a call once everything is printed: `bin/NAME rpc` ends with it, and its terminal too."
   @spec answer(pid(), GenServer.from(), term()) :: :ok
   def answer(terminal, from, answer) do
@@ -39,6 +46,9 @@ defmodule BeamDeploy.Events.Terminal do
     receive do
       {:beam_deploy, event, metadata} ->
         with :ok <- print(device, line(event, metadata)), do: run(device)
+
+      {:say, line} ->
+        with :ok <- print(device, line), do: run(device)
 
       :finish ->
         :ok
