@@ -95,7 +95,7 @@ defmodule BeamDeploy do
       shutdown values of the supervision tree
     * `:dir` - where releases are kept; `BEAM_DEPLOY_DIR` otherwise
     * `:verify` - `{:ed25519, public_key}`: refuse tarballs that are not signed with its private key, see
-      `mix beam_deploy.sign`
+      `mix beam_deploy.sign`; by default what `config :beam_deploy, verify: {:ed25519, public_key}` says
     * `:keep_releases` - how many releases to keep (default 3)
     * `:max_restarts`, `:max_seconds` - how often an active peer that ends by itself is booted again (default 3 times in
       60 s) before the parent ends. A release that ends twice within `:max_seconds` of taking over is rolled back, once
@@ -177,7 +177,7 @@ defmodule BeamDeploy do
     * `{:extract_failed, message | posix}` - not gzip, truncated, damaged, disk full
     * `{:unsafe_archive, entry, why}` - an entry that would leave its directory, a device, too much
     * `{:checksum_mismatch, expected, actual}`
-    * `{:unsigned, path}`, `{:bad_signature, path}` - with the option `:verify` of `start_link/2`
+    * `{:unsigned, path}`, `{:bad_signature, path}` - where a key is trusted, see `:verify` of `start_link/2`
     * `{:invalid_release, why}` - no release, or of another application
     * `{:incompatible_release, details}` - for another OTP without its own runtime, another CPU or libc
     * `{:boot_failed, details}`, `{:boot_timeout, details}`, `{:health_check_failed, details}` - `details.output` holds
@@ -215,6 +215,10 @@ defmodule BeamDeploy do
     * `:force` - go on where `plan/2` recommends something else, and kill processes that still run old code
     * `:config` - bring the applications' environments up to date and call `c:Application.config_change/3`
     * `:supervisors` - start children that supervisors have gained, stop those that they have lost
+    * `:sha256` - the expected digest of the tarball, 64 hexadecimal digits
+    * `:verify` - `{:ed25519, public_key}`: refuse a tarball that is not signed with its private key; by default what
+      `config :beam_deploy, verify: {:ed25519, public_key}` says. In parent/peer mode the parent's key has to be satisfied
+      as well. What is loaded is what was checked, even if the file is exchanged meanwhile
 
   ## Errors
 
@@ -253,7 +257,7 @@ defmodule BeamDeploy do
 
     * `:otp_app` - refuse a release of another application
     * `:against` - another tarball to compare with, instead of this node: needs no running release
-    * `:config`, `:supervisors` - as for `hot_upgrade/2`
+    * `:config`, `:supervisors`, `:sha256`, `:verify` - as for `hot_upgrade/2`
   """
   @spec plan(Path.t(), keyword()) :: {:ok, plan()} | {:error, Error.reason()}
   def plan(path, opts \\ []) when is_binary(path) do

@@ -126,9 +126,12 @@ defmodule BeamDeploy.BlueGreen do
     swap = %{swap | kind: :hot}
 
     remember(swap, fn ->
-      with {:ok, admitted} <- verify(swap, path, []),
+      with {:ok, admitted} <- verify(swap, path, Keyword.take(options, [:sha256])),
            {:ok, release} <- stage(swap, path, admitted) do
-        case upgrade_in_place(peer, path, [release_root: release.root] ++ options) do
+        # The peer reads the tarball once more, and takes nothing but what was staged.
+        staged = [release_root: release.root, sha256: release.sha256]
+
+        case upgrade_in_place(peer, path, Keyword.merge(options, staged)) do
           :ok ->
             :ok = Coordinator.release_replaced(release)
             record(swap, release, [release.root | peer.roots])

@@ -22,6 +22,8 @@ defmodule BeamDeploy.HotUpgrade do
     Verdict
   }
 
+  alias BeamDeploy.Release.{Archive, Signature}
+
   require Logger
 
   @type reason ::
@@ -36,7 +38,8 @@ defmodule BeamDeploy.HotUpgrade do
           | {:config_failed, term()}
           | {:not_recorded, File.posix()}
           | {:crashed, term()}
-          | BeamDeploy.Release.Archive.reason()
+          | {:unsigned | :bad_signature, Path.t()}
+          | Archive.reason()
 
   @doc """
   Upgrades this node to the release in the tarball.
@@ -54,11 +57,7 @@ defmodule BeamDeploy.HotUpgrade do
   @spec plan(Path.t(), keyword()) :: {:ok, Plan.t()} | {:error, reason()}
   def plan(path, options \\ []) do
     options = Options.plan!(options)
-    build_options = options |> Map.take([:against, :config, :supervisors]) |> Map.to_list()
-
-    with {:ok, plan, new} <- Plan.build(path, build_options),
-         :ok <- check_app(new.contents, options.otp_app),
-         do: {:ok, plan}
+    with {:ok, plan, _new} <- build(path, options), do: {:ok, plan}
   end
 
   # The phases run in a process of their own: its mailbox holds nothing but what it asked for, it goes on when the caller
@@ -134,12 +133,27 @@ defmodule BeamDeploy.HotUpgrade do
   # --- plan
 
   defp decide(path, options) do
-    build_options = options |> Map.take([:config, :supervisors]) |> Map.to_list()
-
-    with {:ok, plan, new} <- Plan.build(path, build_options),
-         :ok <- check_app(new.contents, options.otp_app),
+    with {:ok, plan, new} <- build(path, options),
          :ok <- permit(plan, options.force),
          do: {:ok, plan, new}
+  end
+
+  # What is loaded comes out of the one pass over the tarball that also counts its digest. A signature is checked before
+  # anything is made of the contents, and the digest that it is of has to be the one of that pass.
+  defp build(path, options) do
+    build_options = options |> Map.take([:against, :config, :supervisors]) |> Map.to_list()
+
+    with {:ok, sha256} <- admit(path, options),
+         {:ok, plan, new} <- Plan.build(path, build_options),
+         :ok <- Archive.check_sha256(new.contents.sha256, sha256),
+         :ok <- check_app(new.contents, options.otp_app),
+         do: {:ok, plan, new}
+  end
+
+  defp admit(path, options) do
+    with :ok <- Archive.verify(path),
+         {:ok, admitted} <- Signature.admit(path, options.verify, sha256: options.sha256),
+         do: {:ok, admitted[:sha256]}
   end
 
   defp check_app(_contents, nil), do: :ok

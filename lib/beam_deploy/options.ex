@@ -67,7 +67,8 @@ defmodule BeamDeploy.Options do
     options = check!(options, @kinds, "start_link")
 
     require!(options, [:otp_app, :start], @kinds, "start_link")
-    struct!(__MODULE__, Keyword.replace_lazy(options, :endpoint, &List.wrap/1))
+    options = struct!(__MODULE__, Keyword.replace_lazy(options, :endpoint, &List.wrap/1))
+    %{options | verify: Signature.trusted(options.verify)}
   end
 
   @doc "Checks the options of `BeamDeploy.upgrade/2`."

@@ -124,7 +124,7 @@ defmodule BeamDeploy.HotUpgrade.Installation do
   defp unpack_aside(tarball, contents) do
     root = Path.join(System.tmp_dir!(), "beam_deploy-hot-#{contents.version}-#{unique()}")
 
-    with {:ok, _sha256} <- Archive.unpack(tarball, root) do
+    with {:ok, _sha256} <- Archive.unpack(tarball, root, sha256: contents.sha256) do
       Logger.warning(
         "beam_deploy: this node was not booted from a release; the hot upgrade will not outlive it"
       )
@@ -147,7 +147,10 @@ defmodule BeamDeploy.HotUpgrade.Installation do
     temporary = Path.join(root, "releases/.hot-#{unique()}")
     :ok = sweep(root)
 
-    with {:ok, _sha256} <- Archive.unpack(tarball, temporary, link_from: root) do
+    # The tarball that was planned with, whatever the file holds by now.
+    options = [link_from: root, sha256: contents.sha256]
+
+    with {:ok, _sha256} <- Archive.unpack(tarball, temporary, options) do
       case place(temporary, contents, root) do
         {:ok, installation} ->
           File.rm_rf!(temporary)

@@ -4,12 +4,15 @@ defmodule BeamDeploy.HotUpgrade.Options do
   # Not for: what the options do.
 
   alias BeamDeploy.Options
+  alias BeamDeploy.Release.Signature
 
   @enforce_keys [:otp_app]
   defstruct [
     :otp_app,
     :release_root,
     :against,
+    :sha256,
+    :verify,
     suspend_timeout: 3_000,
     code_change_timeout: 5_000,
     force: false,
@@ -21,6 +24,8 @@ defmodule BeamDeploy.HotUpgrade.Options do
           otp_app: atom() | nil,
           release_root: Path.t() | nil,
           against: Path.t() | nil,
+          sha256: String.t() | nil,
+          verify: Signature.public_key() | nil,
           suspend_timeout: pos_integer(),
           code_change_timeout: pos_integer(),
           force: boolean(),
@@ -35,6 +40,8 @@ defmodule BeamDeploy.HotUpgrade.Options do
     force: :boolean,
     config: :boolean,
     supervisors: :boolean,
+    sha256: :digest,
+    verify: :key,
     release_root: :path
   ]
 
@@ -42,7 +49,9 @@ defmodule BeamDeploy.HotUpgrade.Options do
     otp_app: :application,
     against: :path,
     config: :boolean,
-    supervisors: :boolean
+    supervisors: :boolean,
+    sha256: :digest,
+    verify: :key
   ]
 
   @doc "Checks the options of `BeamDeploy.hot_upgrade/2`; raises `ArgumentError` for the first that is wrong."
@@ -50,12 +59,16 @@ defmodule BeamDeploy.HotUpgrade.Options do
   def hot_upgrade!(options) do
     options = Options.check!(options, @hot_upgrade, "hot_upgrade")
     :ok = Options.require!(options, [:otp_app], @hot_upgrade, "hot_upgrade")
-    struct!(__MODULE__, options)
+    new(options)
   end
 
   @doc "Checks the options of `BeamDeploy.plan/2`."
   @spec plan!(keyword()) :: t()
-  def plan!(options) do
-    struct!(__MODULE__, Keyword.put_new(Options.check!(options, @plan, "plan"), :otp_app, nil))
+  def plan!(options),
+    do: options |> Options.check!(@plan, "plan") |> Keyword.put_new(:otp_app, nil) |> new()
+
+  defp new(options) do
+    options = struct!(__MODULE__, options)
+    %{options | verify: Signature.trusted(options.verify)}
   end
 end

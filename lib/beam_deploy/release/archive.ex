@@ -151,7 +151,16 @@ defmodule BeamDeploy.Release.Archive do
   @spec unpack(Path.t(), Path.t(), [option()]) ::
           {:ok, sha256 :: String.t()} | {:error, reason()}
   def unpack(path, destination, options \\ []) do
-    with :ok <- verify(path), do: extract_to(path, destination, options[:link_from], options)
+    with :ok <- verify(path),
+         {:ok, sha256} <- extract_to(path, destination, options[:link_from], options) do
+      with :ok <- check_sha256(sha256, options[:sha256]) do
+        {:ok, sha256}
+      else
+        {:error, reason} ->
+          File.rm_rf!(destination)
+          {:error, reason}
+      end
+    end
   end
 
   defp extract(path, staging, store, options) do
@@ -193,9 +202,11 @@ defmodule BeamDeploy.Release.Archive do
     end
   end
 
-  defp check_sha256(_actual, nil), do: :ok
+  @doc "Whether a digest is the expected one, where one is."
+  @spec check_sha256(String.t(), String.t() | nil) :: :ok | {:error, reason()}
+  def check_sha256(_actual, nil), do: :ok
 
-  defp check_sha256(actual, expected) do
+  def check_sha256(actual, expected) do
     if actual == String.downcase(expected),
       do: :ok,
       else: {:error, {:checksum_mismatch, expected, actual}}

@@ -17,6 +17,26 @@ defmodule BeamDeploy.Release.Signature do
   def public_key?({:ed25519, key}) when is_binary(key), do: match?({:ok, _raw}, decode(key))
   def public_key?(_other), do: false
 
+  @doc """
+  The key to trust: the one given, else that of the application's environment, `config :beam_deploy, verify: ...`; nil where
+  there is none. Raises `ArgumentError` where the environment holds something else: an upgrade that nobody checks is
+  not what was asked for.
+  """
+  @spec trusted(public_key() | nil) :: public_key() | nil
+  def trusted(nil) do
+    key = Application.get_env(:beam_deploy, :verify)
+
+    if key == nil or public_key?(key),
+      do: key,
+      else:
+        raise(
+          ArgumentError,
+          "config :beam_deploy, verify: takes {:ed25519, public_key} or nil, got: #{inspect(key)}"
+        )
+  end
+
+  def trusted(key), do: key
+
   @doc "A new pair of keys, in Base64."
   @spec generate() :: {public :: String.t(), private :: String.t()}
   def generate do
