@@ -29,6 +29,7 @@ defmodule BeamDeploy.PeerNode do
     :ok = Console.take_over()
     set_cookie()
     connect(identity.parent)
+    meet(identity.outgoing)
     Preload.run(take("BEAM_DEPLOY_PRELOAD"))
   end
 
@@ -91,9 +92,28 @@ defmodule BeamDeploy.PeerNode do
     "RELEASE_COOKIE" |> System.fetch_env!() |> String.to_atom() |> Node.set_cookie()
   end
 
+  # Hidden, so that the parent is no member of the cluster that peers and other hosts may form. When a member is gone, OTP's
+  # `global` has the others tell each other. The parent has nothing else to do, so its word came to the incoming peer
+  # before that had noticed the outgoing one's end itself, and `global` warned of "overlapping partitions", at every
+  # second swap or so.
   defp connect(parent) do
-    unless Node.connect(parent) == true,
+    unless :net_kernel.hidden_connect_node(parent) == true,
       do: raise("a peer of BeamDeploy cannot reach its parent #{parent}")
+  end
+
+  # Both peers of a swap are members, so that what is broadcast in one reaches the other. Without waiting: the
+  # outgoing one may be frozen.
+  defp meet(nil), do: :ok
+
+  defp meet(outgoing) do
+    if connect_all?(), do: spawn(Node, :connect, [outgoing])
+    :ok
+  end
+
+  # A release may say that its nodes connect only where they are told to.
+  defp connect_all? do
+    :init.get_argument(:connect_all) != {:ok, [[~c"false"]]} and
+      Application.get_env(:kernel, :connect_all, true)
   end
 
   # The first exchange with a parent that may be older or newer: the functions of version 1 are in all.

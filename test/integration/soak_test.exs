@@ -3,6 +3,7 @@ defmodule BeamDeploy.Integration.SoakTest do
   use ExUnit.Case, async: true
 
   import BeamDeploy.Test.Instance
+  import BeamDeploy.Test.LogFile
   alias BeamDeploy.Test.{SampleRelease, Wait}
 
   @moduletag :tmp_dir
@@ -45,6 +46,8 @@ defmodule BeamDeploy.Integration.SoakTest do
     )
 
     assert failed == 0
+    # What `global` says where members of a cluster tell each other of a node that is gone.
+    refute log(instance) =~ "overlapping partitions"
     assert growth.fds <= 0
 
     # None for a swap: names of nodes and sides are used again. Each `bin/sample rpc` of this test has a node name of its own.
