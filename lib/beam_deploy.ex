@@ -172,7 +172,7 @@ defmodule BeamDeploy do
 
     * `:not_running` - there is no parent here
     * `:upgrade_in_progress` - one at a time
-    * `{:no_active_peer, reason}` - the peer that was being booted did not come up, and the parent ends
+    * `{:peer_boot_failed, reason}` - the peer that was being booted did not come up, and the parent ends
     * `:release_not_found`, `{:unreadable, posix}`
     * `{:extract_failed, message | posix}` - not gzip, truncated, damaged, disk full
     * `{:unsafe_archive, entry, why}` - an entry that would leave its directory, a device, too much
@@ -225,6 +225,7 @@ defmodule BeamDeploy do
   Those of `upgrade/2` about the tarball, and
 
     * `:nothing_changed` - the tarball holds what runs
+    * `:no_active_peer` - the peer ended while it was upgraded, and is booted again with the release that it had
     * `:upgrade_in_progress`
     * `{:not_hot, recommendation, reasons}` - see `plan/2`
     * `{:old_code_in_use, pids}` - processes still run code from before an earlier upgrade

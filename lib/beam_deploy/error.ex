@@ -19,6 +19,7 @@ defmodule BeamDeploy.Error do
           :not_running
           | :upgrade_in_progress
           | :no_active_peer
+          | {:peer_boot_failed, reason :: term()}
           | :release_not_found
           | {:unreadable, File.posix()}
           | {:extract_failed, String.t() | File.posix()}
@@ -69,7 +70,10 @@ defmodule BeamDeploy.Error do
 
   defp describe(:upgrade_in_progress), do: "another upgrade is in progress"
 
-  defp describe({:no_active_peer, reason}),
+  defp describe(:no_active_peer),
+    do: "no peer serves any more: it ended while it was upgraded in place"
+
+  defp describe({:peer_boot_failed, reason}),
     do:
       "no peer serves, the one that was being booted does not come up, and the parent ends: " <>
         sentence(reason)

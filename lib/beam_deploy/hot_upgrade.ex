@@ -38,7 +38,8 @@ defmodule BeamDeploy.HotUpgrade do
           | {:config_failed, term()}
           | {:not_recorded, File.posix()}
           | {:crashed, term()}
-          | {:unsigned | :bad_signature, Path.t()}
+          | {:unsigned, Path.t()}
+          | {:bad_signature, Path.t()}
           | Archive.reason()
 
   @doc """

@@ -9,6 +9,8 @@ defmodule BeamDeploy.ErrorTest do
       {:not_running, "no BeamDeploy parent"},
       {:upgrade_in_progress, "in progress"},
       {:no_active_peer, "no peer serves"},
+      {{:peer_boot_failed, {:boot_failed, %{output: "boom"}}}, "does not come up"},
+      {{:peer_boot_failed, {:peer_keeps_ending, "0.1.0"}}, "release 0.1.0 keeps ending"},
       {:release_not_found, "no such file"},
       {{:unreadable, :eacces}, "permission denied"},
       {{:extract_failed, :enospc}, "no space left"},

@@ -96,7 +96,7 @@ defmodule BeamDeploy.Integration.WaitingTest do
       asked = ask(instance, upgrade_to("0.2.0"))
       set(context.gate, "crash 0.1.0")
       assert {output, _status} = answer(asked)
-      assert output =~ ":no_active_peer"
+      assert output =~ ":peer_boot_failed"
       assert output =~ ":boot_failed"
       assert output =~ "this version does not start at the moment"
       assert await_exit(instance) != 0
@@ -179,7 +179,7 @@ defmodule BeamDeploy.Integration.WaitingTest do
       asked = ask(instance, "BeamDeploy.hot_upgrade(#{tarball}, otp_app: :sample)")
       set(gate, "crash 0.1.0")
       assert {output, _status} = answer(asked)
-      assert output =~ ~s({:error, {:no_active_peer, {:peer_keeps_ending, "0.1.0"}}})
+      assert output =~ ~s({:error, {:peer_boot_failed, {:peer_keeps_ending, "0.1.0"}}})
       assert await_exit(instance) != 0
     end
   end

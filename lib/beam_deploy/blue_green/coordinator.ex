@@ -391,7 +391,7 @@ defmodule BeamDeploy.BlueGreen.Coordinator do
   defp refuse_queued(%{queued: nil} = state, _reason), do: state
 
   defp refuse_queued(%{queued: %{caller: {{pid, _tag} = from, _node, _terminal}}} = state, reason) do
-    GenServer.reply(from, {:error, {:no_active_peer, reason}})
+    GenServer.reply(from, {:error, {:peer_boot_failed, reason}})
     %{state | queued: nil, answered: [pid]}
   end
 
