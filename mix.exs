@@ -60,7 +60,7 @@ defmodule BeamDeploy.MixProject do
       licenses: ["Apache-2.0"],
       links: %{"GitHub" => @source_url},
       files: ~w(
-        lib guides priv/*.sh mix.exs .formatter.exs README.md CHANGELOG.md LICENSE
+        lib guides/*.md priv/*.sh mix.exs .formatter.exs README.md CHANGELOG.md LICENSE
         checksum.exs native/compiler.exs native/precompiled.exs native/beam_deploy_nif/src native/beam_deploy_nif/Cargo.toml
         native/beam_deploy_nif/Cargo.lock
       )
@@ -71,6 +71,7 @@ defmodule BeamDeploy.MixProject do
     [
       main: "readme",
       source_ref: "v#{@version}",
+      assets: %{"guides/images" => "guides/images"},
       extras: ["README.md"] ++ guides() ++ ["CHANGELOG.md", "LICENSE"],
       groups_for_extras: [Guides: ~r"guides/"],
       groups_for_modules: ["For your application": [BeamDeploy.Plug, BeamDeploy.Release.Step]]

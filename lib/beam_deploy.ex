@@ -12,22 +12,27 @@ defmodule BeamDeploy do
         use Application
 
         def start(_type, _args) do
+          children = [MyAppWeb.Endpoint]
+          opts = [strategy: :one_for_one, name: MyApp.Supervisor]
+
           BeamDeploy.start_link(
             otp_app: :my_app,
-            start: {Supervisor, :start_link, [children(), [strategy: :one_for_one, name: MyApp.Supervisor]]}
+            start: {Supervisor, :start_link, [children, opts]}
           )
         end
-
-        defp children, do: [MyAppWeb.Endpoint]
       end
 
   In the environment of the release:
 
-      BEAM_DEPLOY=1
+  ```sh
+  BEAM_DEPLOY=1
+  ```
 
   A new version goes live with its tarball (`mix release` with the step `:tar`):
 
-      bin/my_app rpc 'BeamDeploy.upgrade!("/tmp/my_app-0.2.0.tar.gz")'
+  ```sh
+  bin/my_app rpc 'BeamDeploy.upgrade!("/tmp/my_app-0.2.0.tar.gz")'
+  ```
 
   ## Lifecycle
 
@@ -45,7 +50,9 @@ defmodule BeamDeploy do
     * `[:beam_deploy, :swap, :start | :stop | :exception]`, with `:action` (`:upgrade`, `:rollback` or `:self_healing`) and
       `:from`; on stop `:to` and `:phases`, on exception `:reason`
     * `[:beam_deploy, :swap, :phase, :start | :stop | :exception]`, with `:phase`, and `:version` and `:node` once known
-    * `[:beam_deploy, :hot_upgrade, ...]` and `[:beam_deploy, :hot_upgrade, :phase, ...]` likewise
+    * `[:beam_deploy, :hot_upgrade, :start | :stop | :exception]`, with `:otp_app`, on exception `:reason` as well; on stop
+      `:version`, `:plan`, `:processes` (how many were suspended) and `:pause` (for how long, in native units)
+    * `[:beam_deploy, :hot_upgrade, :phase, :start | :stop | :exception]`, with `:phase`, on exception `:reason`
 
   The measurements are `:system_time` on start and `:duration` (native units) otherwise. `subscribe/0` gives the same as
   messages.
@@ -182,6 +189,8 @@ defmodule BeamDeploy do
     * `{:incompatible_release, details}` - for another OTP without its own runtime, another CPU or libc
     * `{:boot_failed, details}`, `{:boot_timeout, details}`, `{:health_check_failed, details}` - `details.output` holds
       the last lines that the new peer printed
+    * `{:cutover_failed, reason}` - the system refused to send connections to it
+    * `{:crashed, reason}` - a defect of BeamDeploy
   """
   @spec upgrade(Path.t(), keyword()) :: :ok | {:error, Error.reason()}
   def upgrade(path, opts \\ []) when is_binary(path) do
@@ -231,8 +240,10 @@ defmodule BeamDeploy do
     * `{:old_code_in_use, pids}` - processes still run code from before an earlier upgrade
     * `{:old_code_unavailable, modules}` - what is loaded cannot be found on disk, so it could not be put back
     * `{:suspend_failed, pids}` - processes that were too busy
-    * `{:load_failed, modules}`
+    * `{:load_failed, modules}`, `{:code_path, reason}` - the VM refused them
     * `{:code_change_failed, details}`
+    * `{:config_failed, reason}` - with `:config`: the new configuration cannot be evaluated here
+    * `{:not_recorded, posix}` - the release on disk could not be marked as upgraded
   """
   @spec hot_upgrade(Path.t(), keyword()) :: :ok | {:error, Error.reason()}
   def hot_upgrade(path, opts) when is_binary(path) do
@@ -410,7 +421,11 @@ defmodule BeamDeploy do
       children = [
         {Bandit, BeamDeploy.server_options(Bandit, plug: MyApp.Router, port: 4000)},
         {Plug.Cowboy,
-         BeamDeploy.server_options(Plug.Cowboy, scheme: :http, plug: MyApp.Admin, options: [port: 4001])}
+         BeamDeploy.server_options(Plug.Cowboy,
+           scheme: :http,
+           plug: MyApp.Admin,
+           options: [port: 4001]
+         )}
       ]
 
   Takes `Bandit`, `ThousandIsland` and `Plug.Cowboy` with what their child specifications take, and `:ranch` with

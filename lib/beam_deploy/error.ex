@@ -58,7 +58,7 @@ defmodule BeamDeploy.Error do
   @impl true
   def message(%__MODULE__{reason: reason}), do: describe(reason)
 
-  @doc "The same without what a peer printed, for where that can be read anyway."
+  @doc "A reason in a sentence: what `message/1` says, without the last lines that a peer printed."
   @spec sentence(term()) :: String.t()
   def sentence({kind, %{output: _printed} = details}),
     do: describe({kind, Map.delete(details, :output)})

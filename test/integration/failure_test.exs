@@ -355,6 +355,7 @@ defmodule BeamDeploy.Integration.FailureTest do
 
       assert await_exit(rival) != 0
       assert_logged(rival, "store_in_use")
+      assert_logged(rival, "belongs to another running parent")
       assert version(instance) == "0.1.0"
     end
   end
