@@ -32,7 +32,7 @@ defmodule BeamDeploy.MixProject do
   # Called only where they are: :ssl for sockets that are its own, and the servers that an application has, which Elixir
   # finds and names when it has compiled them before. Elixir 1.20 deprecates this way of saying so; the other one,
   # :elixirc_options, is not enough for 1.14.
-  @optional [:ssl, :ranch, :cowboy_stream, ThousandIsland, Plug.Conn]
+  @optional [:ssl, :ranch, :cowboy_stream, ThousandIsland, Plug.Conn, MIME]
 
   defp xref do
     if Version.match?(System.version(), "< 1.20.0-dev"), do: [exclude: @optional], else: []
@@ -74,7 +74,9 @@ defmodule BeamDeploy.MixProject do
       assets: %{"guides/images" => "guides/images"},
       extras: ["README.md"] ++ guides() ++ ["CHANGELOG.md", "LICENSE"],
       groups_for_extras: [Guides: ~r"guides/"],
-      groups_for_modules: ["For your application": [BeamDeploy.Plug, BeamDeploy.Release.Step]]
+      groups_for_modules: [
+        "For your application": [BeamDeploy.Plug, BeamDeploy.Static, BeamDeploy.Release.Step]
+      ]
     ]
   end
 

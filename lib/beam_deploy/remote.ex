@@ -9,7 +9,8 @@ defmodule BeamDeploy.Remote do
   alias BeamDeploy.Events.Subscribers
   alias BeamDeploy.PeerNode.{Console, Drain, Preload}
 
-  @version 1
+  # 2: release_roots/0.
+  @version 2
 
   @doc "The version of this protocol, on either side."
   @spec version() :: pos_integer()
@@ -88,6 +89,9 @@ defmodule BeamDeploy.Remote do
 
   @spec info() :: map()
   def info, do: Coordinator.info()
+
+  @spec release_roots() :: [Path.t()]
+  def release_roots, do: Coordinator.release_roots()
 
   @spec put_cutover_state(term()) :: :ok
   def put_cutover_state(state), do: Coordinator.put_cutover_state(state)

@@ -1,17 +1,4 @@
-# What the tests need of Plug and Cowboy, which are no dependencies: the calls that are made, with the shapes they
-# have there.
-defmodule Plug.Conn do
-  defstruct before_send: [], resp_headers: [], protocol: :"HTTP/1.1"
-
-  def register_before_send(conn, function),
-    do: %{conn | before_send: [function | conn.before_send]}
-
-  def get_http_protocol(conn), do: conn.protocol
-
-  def put_resp_header(conn, name, value),
-    do: %{conn | resp_headers: List.keystore(conn.resp_headers, name, 0, {name, value})}
-end
-
+# What the tests need of Cowboy, which is no dependency: the calls that are made, with the shapes they have there.
 defmodule :cowboy_stream do
   def init(_stream, request, _options), do: {request.commands, :next}
   def data(_stream, _final, commands, :next), do: {commands, :next}

@@ -38,6 +38,7 @@ defmodule BeamDeploy.Test.Fixture do
       "native/**/src/**/*.rs",
       "priv/*.sh",
       "mix.exs",
+      "test/support/plug/*.ex",
       "test/fixtures/#{name}/mix.exs",
       "test/fixtures/#{name}/{lib,config,rel}/**/*"
     ]

@@ -86,6 +86,13 @@ defmodule BeamDeploy.BlueGreen.Coordinator do
     Map.merge(info, %{releases: releases, store_bytes: Store.size(store)})
   end
 
+  @doc "The roots of the releases that can be asked for on this host: those that peers run, then those of the store."
+  @spec release_roots() :: [Path.t()]
+  def release_roots do
+    {live, store} = GenServer.call(__MODULE__, :release_roots)
+    Enum.uniq(live ++ Store.roots(store))
+  end
+
   @spec history() :: [Store.entry()]
   def history do
     {_info, store} = GenServer.call(__MODULE__, :info)
@@ -142,6 +149,9 @@ defmodule BeamDeploy.BlueGreen.Coordinator do
   def handle_call(:info, _from, state) do
     {:reply, {Map.merge(describe(state), details(state)), state.environment.store}, state}
   end
+
+  def handle_call(:release_roots, _from, state),
+    do: {:reply, {Enum.flat_map(peers(state), & &1.roots), state.environment.store}, state}
 
   def handle_call(:await_active, from, %{start: :pending} = state),
     do: {:noreply, %{state | starter: from}}
@@ -475,6 +485,9 @@ defmodule BeamDeploy.BlueGreen.Coordinator do
     {:ok, _pid} = Task.Supervisor.start_child(tasks, Terminal, :answer, arguments)
   end
 
+  defp peers(state),
+    do: Enum.filter([state.active, state.incoming, state.outgoing, state.booting], & &1)
+
   defp describe(state),
     do: %{
       active_node: state.active && state.active.node,
@@ -489,12 +502,7 @@ defmodule BeamDeploy.BlueGreen.Coordinator do
       otp_release: System.otp_release(),
       base: identity(state.environment.base),
       current: identity(state.release),
-      peers:
-        for(
-          peer <- [state.active, state.incoming, state.outgoing, state.booting],
-          peer,
-          do: about(peer)
-        ),
+      peers: Enum.map(peers(state), &about/1),
       listeners: Listener.info(),
       store: state.environment.store.dir,
       last_swap: state.last_swap,

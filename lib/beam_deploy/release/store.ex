@@ -176,6 +176,10 @@ defmodule BeamDeploy.Release.Store do
   @spec releases(t()) :: [Release.t()]
   def releases(store), do: Enum.map(state!(store).releases ++ [:base], &locate!(&1, store))
 
+  @doc "Their roots alone, which takes a look at none of them."
+  @spec roots(t()) :: [Path.t()]
+  def roots(store), do: Enum.map(state!(store).releases ++ [:base], &root(store, &1))
+
   @spec history(t()) :: [entry()]
   def history(store), do: Enum.map(state!(store).history, &State.to_entry/1)
 
