@@ -184,11 +184,16 @@ defmodule BeamDeploy.HotUpgrade.Plan do
     |> Enum.sort_by(& &1.name)
   end
 
-  # Modules of a removed application go with it. What belongs to no application was never part of a release.
+  # Modules of a removed application go with it. What belongs to no application was never part of a release. Of an
+  # application that is in the tarball by name only nothing has gone: a release without its own runtime system holds no
+  # module of OTP.
   defp removed(old, new) do
+    held = for {_name, %{app: app}} <- new.modules, uniq: true, do: app
+
     for {name, %{app: app}} <- old.modules,
         app != nil,
         is_map_key(new.applications, app),
+        app in held,
         not is_map_key(new.modules, name) do
       name
     end

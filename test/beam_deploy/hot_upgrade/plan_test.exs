@@ -232,6 +232,12 @@ defmodule BeamDeploy.HotUpgrade.PlanTest do
       :code.delete(:bd_running)
     end
 
+    # A release without its own runtime system names kernel and stdlib, and holds nothing of them.
+    test "takes nothing for gone that was not to be in the tarball", %{tmp_dir: dir} do
+      path = write(dir, "without_otp", %{modules: %{bd_not_there: 1}})
+      assert {:ok, %{removed: []}, _new} = Plan.build(path)
+    end
+
     test "makes no atoms of what the archive holds", %{tmp_dir: dir} do
       name = "bd_never_an_atom_#{System.unique_integer([:positive])}"
       beam = Beams.compile(:bd_atoms, 1)
