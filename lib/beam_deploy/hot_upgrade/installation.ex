@@ -12,19 +12,19 @@ defmodule BeamDeploy.HotUpgrade.Installation do
   # A directory whose name is taken by other contents, because somebody built two releases of one version, gets the
   # start of the tarball's digest added to its name, and the boot files that name it are rewritten before they are used.
 
-  alias BeamDeploy.HotUpgrade.{Contents, Running, SysConfig}
+  alias BeamDeploy.HotUpgrade.{Aside, Contents, Running, SysConfig}
   alias BeamDeploy.Native
   alias BeamDeploy.Release.Archive
 
   require Logger
 
   @enforce_keys [:root, :directory, :libraries]
-  defstruct [:root, :directory, :libraries, :consolidated, :next, created: []]
+  defstruct [:root, :directory, :libraries, :consolidated, :next, :aside, created: []]
 
   @typedoc """
   `directory` is the name under `releases/`, `libraries` are the applications' directories by name. `next` is the file
   that has to take the place of `start_erl.data` to remember the upgrade, nil when that is not ours to do. `created` is
-  what has to go when the upgrade fails.
+  what has to go when the upgrade fails, `aside` a directory that is gone when no node needs it any more.
   """
   @type t :: %__MODULE__{
           root: Path.t(),
@@ -32,6 +32,7 @@ defmodule BeamDeploy.HotUpgrade.Installation do
           libraries: %{String.t() => Path.t()},
           consolidated: Path.t() | nil,
           next: Path.t() | nil,
+          aside: Path.t() | nil,
           created: [Path.t()]
         }
 
@@ -85,16 +86,21 @@ defmodule BeamDeploy.HotUpgrade.Installation do
   @doc "The node is told where its release is now, as the start script would."
   @spec announce(t()) :: :ok
   def announce(%__MODULE__{} = installation) do
-    # Asked before the version changes: the old root need not have the new one.
-    release? = Running.release_root() != nil
-    System.put_env("RELEASE_VSN", installation.directory)
-    if release?, do: System.put_env("RELEASE_ROOT", installation.root), else: :ok
+    # A node that was not booted from a release does not become one. Asked before the version changes: the old root need
+    # not have the new one.
+    if Running.release_root() do
+      System.put_env("RELEASE_VSN", installation.directory)
+      System.put_env("RELEASE_ROOT", installation.root)
+    else
+      :ok
+    end
   end
 
   @doc "Takes away what `prepare/3` put there."
   @spec discard(t()) :: :ok
   def discard(%__MODULE__{} = installation) do
     Enum.each(installation.created, &File.rm_rf!/1)
+    if installation.aside, do: Aside.discard(installation.aside), else: :ok
   end
 
   # --- staged by somebody else
@@ -122,9 +128,9 @@ defmodule BeamDeploy.HotUpgrade.Installation do
   # --- outside of a release, as in development
 
   defp unpack_aside(tarball, contents) do
-    root = Path.join(System.tmp_dir!(), "beam_deploy-hot-#{contents.version}-#{unique()}")
-
-    with {:ok, _sha256} <- Archive.unpack(tarball, root, sha256: contents.sha256) do
+    with {:ok, aside} <- create_aside(contents.version),
+         root = Path.join(aside, "release"),
+         {:ok, _sha256} <- unpack(tarball, root, contents, aside) do
       Logger.warning(
         "beam_deploy: this node was not booted from a release; the hot upgrade will not outlive it"
       )
@@ -132,7 +138,18 @@ defmodule BeamDeploy.HotUpgrade.Installation do
       libraries = Map.take(libraries(root, contents), changing(contents))
 
       {:ok,
-       %__MODULE__{root: root, directory: contents.version, libraries: libraries, created: [root]}}
+       %__MODULE__{root: root, directory: contents.version, libraries: libraries, aside: aside}}
+    end
+  end
+
+  defp create_aside(version) do
+    with {:error, posix} <- Aside.create(version), do: {:error, {:extract_failed, posix}}
+  end
+
+  defp unpack(tarball, root, contents, aside) do
+    with {:error, reason} <- Archive.unpack(tarball, root, sha256: contents.sha256) do
+      :ok = Aside.discard(aside)
+      {:error, reason}
     end
   end
 
