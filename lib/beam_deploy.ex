@@ -452,7 +452,8 @@ defmodule BeamDeploy do
 
   Servers that BeamDeploy knows (Bandit, Cowboy) need nothing: their connections end in order, WebSockets last. A
   server of your own, on a socket of `listen/2`, should close each connection after the answer it is giving, and say so if
-  its protocol can; one that waits for its next request should be closed once it has been idle for a moment. When the
+  its protocol can; one that waits for its next request should be closed once it has been idle for a moment. The old
+  peer is stopped when all connections of such a socket have ended, after `:drain_timeout` at the latest. When the
   supervision tree stops, the process of a connection is told to shut down like any other: trap exits and finish then.
   """
   @spec draining?() :: boolean()

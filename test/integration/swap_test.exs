@@ -203,10 +203,50 @@ defmodule BeamDeploy.Integration.SwapTest do
     assert eval!(instance, ":erpc.call(:\"#{blue}\", BeamDeploy, :incoming_peer, [])") == green
     assert upgrade(instance, SampleRelease.tarball("0.1.0")) == {:error, :upgrade_in_progress}
 
+    # Members of one cluster, to which the parent does not belong.
+    Wait.until(fn -> eval_in_peer!(instance, "Node.list()") == [blue] end)
+    assert eval!(instance, ":erpc.call(:\"#{blue}\", Node, :list, [])") == [green]
+    assert eval!(instance, "Node.list()") == []
+    assert [blue, green] -- eval!(instance, "Node.list(:hidden)") == []
+
     File.touch!(file)
     assert {:ok, %{status: 200, body: "0.1.0"}} = Task.await(slow, 30_000)
     assert Task.await(upgrade, 60_000) == :ok
     assert length(os_pids(instance)) == 2
+  end
+
+  test "connections of listeners of one's own are waited for, for as long as it takes or may take",
+       %{
+         tmp_dir: tmp_dir
+       } do
+    for {drain_timeout, waits?} <- [{30_000, true}, {200, false}] do
+      directory = Path.join(tmp_dir, "#{drain_timeout}")
+      File.mkdir_p!(directory)
+      instance = start(directory, start_options: [drain_timeout: drain_timeout])
+      file = Path.join(directory, "answer")
+      slow = Task.async(fn -> Http.get(instance.port, "/hold?#{URI.encode(file)}", 60_000) end)
+
+      Wait.until(fn ->
+        eval_in_peer!(instance, "DynamicSupervisor.count_children(Sample.Connections).active") >=
+          1
+      end)
+
+      upgrade = Task.async(fn -> upgrade(instance, SampleRelease.tarball("0.2.0")) end)
+      Wait.until(fn -> version(instance) == "0.2.0" end)
+      overdue = "connections of listeners that the application opened had not ended in time"
+
+      if waits?,
+        do: refute(Task.yield(upgrade, 1_000)),
+        else: assert_logged(instance, overdue)
+
+      # Cut by nobody: its supervisor gives it a minute.
+      File.touch!(file)
+      assert {:ok, %{status: 200, body: "0.1.0"}} = Task.await(slow, 30_000)
+      assert Task.await(upgrade, 60_000) == :ok
+      phases = eval!(instance, "BeamDeploy.info().last_swap.phases")
+      assert phases[:drain] > 1_000 == waits?
+      assert log(instance) =~ overdue == not waits?
+    end
   end
 
   test "a request may ask for the swap that ends its own peer", %{tmp_dir: tmp_dir} do

@@ -2,6 +2,7 @@ defmodule BeamDeploy.PeerNode.Drain do
   @moduledoc false
   # Responsible for: the connections that an outgoing peer has accepted, once no new ones reach it: each ends without
   # losing a request, all of them side by side.
+  # Those of the application's own listeners are waited for.
   # Not for: how a server names, shows and ends its connections (one module for each under `BeamDeploy.Integration`), or
   # for stopping the node afterwards.
   #
@@ -15,7 +16,7 @@ defmodule BeamDeploy.PeerNode.Drain do
   # own. All are sent before any answer is waited for: a process in the middle of a request delays nobody else.
 
   alias BeamDeploy.Integration
-  alias BeamDeploy.PeerNode.Connection
+  alias BeamDeploy.PeerNode.{Connection, OwnListeners}
 
   require Logger
 
@@ -57,13 +58,28 @@ defmodule BeamDeploy.PeerNode.Drain do
 
   @doc """
   Ends all connections of the servers that are known here: those in use when their requests are done, WebSockets after
-  the idle ones. What is left after the timeout is cut. Returns when none is left.
+  the idle ones. What is left after the timeout is cut. Returns when none is left, and none of a listener that the
+  application opened itself, or when their time is up as well: they are the supervision tree's to end.
   """
   @spec run(timeout()) :: result()
   def run(timeout) do
     :persistent_term.put(@draining, true)
+    deadline = if timeout == :infinity, do: :infinity, else: now() + timeout
     # In a process of its own, so that answers which come late go with it.
-    __MODULE__ |> Task.async(:drain, [timeout, @servers]) |> Task.await(:infinity)
+    result = __MODULE__ |> Task.async(:drain, [timeout, @servers]) |> Task.await(:infinity)
+    await_own(deadline)
+    result
+  end
+
+  defp await_own(deadline) do
+    left = OwnListeners.await_end(deadline)
+
+    if left > 0 do
+      Logger.warning(
+        "beam_deploy: #{left} connections of listeners that the application opened had not ended in time; " <>
+          "its supervision tree is stopped now"
+      )
+    end
   end
 
   @doc false

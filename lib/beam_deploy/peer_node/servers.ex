@@ -6,7 +6,7 @@ defmodule BeamDeploy.PeerNode.Servers do
 
   alias BeamDeploy.{Integration, Options, PeerNode}
   alias BeamDeploy.Integration.Phoenix
-  alias BeamDeploy.PeerNode.Descriptors
+  alias BeamDeploy.PeerNode.{Descriptors, OwnListeners}
 
   @doc """
   Adjusts the configuration of the application's endpoints, persistently: `Application.load/1` would otherwise put back
@@ -44,12 +44,19 @@ defmodule BeamDeploy.PeerNode.Servers do
   def listen(port, options) do
     with {:ok, address, others} <- split_address(port, options) do
       case acquire(address) do
-        {:adopt, descriptor, family} -> :gen_tcp.listen(0, [family, {:fd, descriptor} | others])
-        :share -> :gen_tcp.listen(port, [reuse_port() | options])
+        {:adopt, descriptor, family} -> open(0, [family, {:fd, descriptor} | others])
+        :share -> open(port, [reuse_port() | options])
         {:error, reason} -> {:error, reason}
       end
     else
       :own -> :gen_tcp.listen(port, options)
+    end
+  end
+
+  defp open(port, options) do
+    with {:ok, socket} <- :gen_tcp.listen(port, options) do
+      :ok = OwnListeners.remember(socket)
+      {:ok, socket}
     end
   end
 
