@@ -4,7 +4,7 @@ defmodule BeamDeploy.Integration.FailureTest do
 
   import BeamDeploy.Test.Instance
   import BeamDeploy.Test.LogFile
-  alias BeamDeploy.Test.{Epmd, Http, SampleRelease, Wait}
+  alias BeamDeploy.Test.{Epmd, Http, SampleRelease, Tarball, Wait}
 
   @moduletag :tmp_dir
   @moduletag :integration
@@ -53,6 +53,11 @@ defmodule BeamDeploy.Integration.FailureTest do
       assert failing_upgrade(instance, Path.join(tmp_dir, "absent.tar.gz")) == :release_not_found
       assert failing_upgrade(instance, tmp_dir) == :release_not_found
 
+      # Which nobody can read, root included.
+      loop = Path.join(tmp_dir, "loop.tar.gz")
+      File.ln_s!(loop, loop)
+      assert failing_upgrade(instance, loop) == {:unreadable, :eloop}
+
       assert {:extract_failed, message} =
                failing_upgrade(instance, write.("text", "not a tarball"))
 
@@ -87,6 +92,25 @@ defmodule BeamDeploy.Integration.FailureTest do
 
       assert "other" in apps
 
+      # Made for another OTP, without a runtime of its own; with one, for another processor.
+      foreign = fn options ->
+        Tarball.release([name: "sample", version: "0.2.0", erts: "99.0"] ++ options)
+      end
+
+      other_otp = Tarball.write!(Path.join(tmp_dir, "otp.tar.gz"), foreign.([]))
+
+      assert {:incompatible_release, %{what: :otp_release, release: "111"}} =
+               failing_upgrade(instance, other_otp)
+
+      [emulator] = Path.wildcard(Path.join(instance.root, "erts-*/bin/beam.smp"))
+      <<start::binary-size(18), machine, rest::binary>> = File.read!(emulator)
+      other = if machine == 62, do: 183, else: 62
+      files = [{"erts-99.0/bin/beam.smp", <<start::binary, other, rest::binary>>}]
+      other_cpu = Tarball.write!(Path.join(tmp_dir, "cpu.tar.gz"), foreign.(files: files))
+
+      assert {:incompatible_release, %{file: "erts-99.0/bin/beam.smp"}} =
+               failing_upgrade(instance, other_cpu)
+
       # After all of that a good one passes, digest and all.
       assert upgrade(instance, SampleRelease.tarball("0.2.0"), sha256: actual) == :ok
       assert version(instance) == "0.2.0"
@@ -103,6 +127,25 @@ defmodule BeamDeploy.Integration.FailureTest do
       assert status != 0
       assert output =~ "no option :sha"
       assert version(instance) == "0.1.0"
+    end
+  end
+
+  if match?({"0\n", 0}, System.cmd("id", ["-u"])) do
+    # Only root may mount a file system.
+    test "a disk that is full leaves the old peer serving, and gets its space back", %{
+      tmp_dir: tmp_dir
+    } do
+      tarball = SampleRelease.tarball("0.2.0")
+      mount = Path.join(tmp_dir, "small")
+      File.mkdir_p!(mount)
+      options = ["-t", "tmpfs", "-o", "size=4m,mode=0700", "tmpfs", mount]
+      {_output, 0} = System.cmd("mount", options)
+      on_exit(fn -> System.cmd("umount", ["-l", mount]) end)
+      instance = start(tmp_dir, store: Path.join(mount, "store"))
+      used = fn -> elem(System.cmd("du", ["-s", "--exclude=state", mount]), 0) end
+      before = used.()
+      assert failing_upgrade(instance, tarball) == {:extract_failed, :enospc}
+      assert used.() == before
     end
   end
 
@@ -287,6 +330,20 @@ defmodule BeamDeploy.Integration.FailureTest do
       signal(parent, "KILL")
       assert await_exit(instance) == 137
       Wait.until(fn -> os_pids(instance) == [] end)
+    end
+
+    test "told to stop in the middle of a swap stops both peers", %{tmp_dir: tmp_dir} do
+      tarball = SampleRelease.tarball("0.2.0", :hangs_at_boot)
+      instance = start(tmp_dir)
+      Task.start(fn -> rpc(instance, "BeamDeploy.upgrade(#{inspect(tarball)})") end)
+      Wait.until(fn -> length(peer_os_pids(instance)) == 2 end)
+      signal(parent_os_pid(instance), "TERM")
+      assert await_exit(instance) == 0
+      assert os_pids(instance) == []
+
+      restart(instance)
+      assert version(instance) == "0.1.0"
+      assert staged(instance) == []
     end
 
     test "told to stop stops its peer first, and in order", %{tmp_dir: tmp_dir} do

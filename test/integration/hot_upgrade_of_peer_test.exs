@@ -86,6 +86,31 @@ defmodule BeamDeploy.Integration.HotUpgradeOfPeerTest do
     assert output =~ "there is no such file"
   end
 
+  test "a peer that is killed meanwhile is booted again with the release it had", %{
+    tmp_dir: tmp_dir
+  } do
+    tarball = SampleRelease.tarball("0.2.0")
+    instance = start(tmp_dir)
+    peer = peer_os_pid(instance)
+    # It cannot get on with it.
+    signal(peer, "STOP")
+    upgrade = Task.async(fn -> hot_upgrade(instance, tarball) end)
+    Wait.until(fn -> match?([_release], staged(instance)) and upgrading_in_peer?(instance) end)
+    signal(peer, "KILL")
+    assert Task.await(upgrade, 60_000) == {:error, :no_active_peer}
+    assert {:ok, %{status: 200, body: "0.1.0"}} = Http.get(instance.port, "/version")
+    await_active(instance)
+    assert label(instance) == "compiled for 0.1.0"
+    assert staged(instance) == []
+    assert %{upgrading: false} = eval!(instance, "BeamDeploy.status()")
+  end
+
+  # Staged, all that the parent still waits for is the peer.
+  defp upgrading_in_peer?(instance),
+    do:
+      File.ls!(Path.join(instance.store, "staging")) == [] and
+        eval!(instance, "BeamDeploy.upgrading?()")
+
   test "never overlaps a swap", %{tmp_dir: tmp_dir} do
     tarball = SampleRelease.tarball("0.2.0", :hangs_at_boot)
     instance = start(tmp_dir, start_options: [boot_timeout: 4_000])
