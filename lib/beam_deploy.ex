@@ -179,6 +179,7 @@ defmodule BeamDeploy do
 
     * `:not_running` - there is no parent here
     * `:upgrade_in_progress` - one at a time
+    * `:no_active_peer` - asked for by the peer that is being booted
     * `{:peer_boot_failed, reason}` - the peer that was being booted did not come up, and the parent ends
     * `:release_not_found`, `{:unreadable, posix}`
     * `{:extract_failed, message | posix}` - not gzip, truncated, damaged, disk full

@@ -71,7 +71,8 @@ defmodule BeamDeploy.Error do
   defp describe(:upgrade_in_progress), do: "another upgrade is in progress"
 
   defp describe(:no_active_peer),
-    do: "no peer serves any more: it ended while it was upgraded in place"
+    do:
+      "no peer serves: the one that was to be upgraded in place has ended, or this one is still being booted"
 
   defp describe({:peer_boot_failed, reason}),
     do:

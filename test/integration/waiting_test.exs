@@ -91,6 +91,23 @@ defmodule BeamDeploy.Integration.WaitingTest do
       assert length(os_pids(instance)) == 2
     end
 
+    test "that peer itself is not to ask for one", context do
+      instance = held_first(context)
+      peer = inspect(:"#{instance.name}_blue@127.0.0.1")
+
+      Wait.until(fn ->
+        match?({"true\n", 0}, rpc(instance, "IO.inspect(#{peer} in Node.list(:connected))"))
+      end)
+
+      asked =
+        "#{peer} |> :erpc.call(Code, :eval_string, [#{inspect(upgrade_to("0.2.0"))}]) |> elem(0)"
+
+      assert eval!(instance, asked) == {:error, :no_active_peer}
+      set(context.gate, "open")
+      await_active(instance)
+      assert version(instance) == "0.1.0"
+    end
+
     test "whoever waits is told when it does not come up, and the parent ends", context do
       instance = held_first(context)
       asked = ask(instance, upgrade_to("0.2.0"))

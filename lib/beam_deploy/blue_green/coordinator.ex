@@ -166,6 +166,14 @@ defmodule BeamDeploy.BlueGreen.Coordinator do
       when swap != nil or queued != nil,
       do: {:reply, {:error, :upgrade_in_progress}, state}
 
+  # It would wait for a boot that may wait for it.
+  def handle_call(
+        {:run, _function, _arguments, %{node: node}},
+        _from,
+        %{booting: %{node: node}} = state
+      ),
+      do: {:reply, {:error, :no_active_peer}, state}
+
   def handle_call({:run, function, arguments, caller}, from, state) do
     terminal = caller.terminal && Terminal.start(caller.terminal)
 
