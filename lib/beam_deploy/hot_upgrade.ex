@@ -8,6 +8,7 @@ defmodule BeamDeploy.HotUpgrade do
   alias BeamDeploy.HotUpgrade.{
     AppData,
     CodePath,
+    Guard,
     Installation,
     Loader,
     Migration,
@@ -76,13 +77,17 @@ defmodule BeamDeploy.HotUpgrade do
       )
 
     receive do
-      {:DOWN, ^monitor, :process, ^pid, {:done, result}} -> result
-      {:DOWN, ^monitor, :process, ^pid, reason} -> {:error, {:crashed, reason}}
+      {:DOWN, ^monitor, :process, ^pid, {:done, result}} ->
+        result
+
+      {:DOWN, ^monitor, :process, ^pid, reason} ->
+        :ok = Guard.await()
+        {:error, {:crashed, reason}}
     end
   end
 
   defp register do
-    Process.register(self(), __MODULE__)
+    not Guard.busy?() and Process.register(self(), __MODULE__)
   rescue
     ArgumentError -> false
   end

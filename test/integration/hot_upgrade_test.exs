@@ -407,24 +407,54 @@ defmodule BeamDeploy.Integration.HotUpgradeTest do
     assert suspended(release) == []
   end
 
-  test "no process stays suspended when the upgrade itself is killed", %{tmp_dir: dir} do
+  # With the process of the upgrade: its name, and what it waits for while it is to be killed.
+  for {step, variant, running} <- [
+        {"states are converted", :slow,
+         "match?({:current_function, {Process, :sleep, 1}}, Process.info(slow, :current_function))"},
+        {"it waits for a busy process", :plain,
+         "match?({:current_function, {:sys, :suspend_loop, _}}, Process.info(Process.whereis(HotApp.Counter), :current_function))"}
+      ] do
+    test "all is undone when the upgrade itself is killed while #{step}", %{tmp_dir: dir} do
+      release = start(dir, tarball("0.1.0", 1))
+      eval!(release, @workers)
+      before = eval!(release, @snapshot)
+      files = files(release)
+
+      run =
+        "BeamDeploy.HotUpgrade.run(#{inspect(tarball("0.2.0", 2, unquote(variant)))}, otp_app: :hot_app, code_change_timeout: 2_000, suspend_timeout: 5_000)"
+
+      assert {:error, {:crashed, :killed}} =
+               eval!(release, """
+               me = self()
+               [slow, busy] = for id <- [2, 3], {_, pid, _, _} <- DynamicSupervisor.which_children(HotApp.Workers), match?(%{id: ^id}, :sys.get_state(pid)), do: pid
+               if #{inspect(unquote(variant))} == :plain, do: :gen_server.send_request(busy, {:sleep, 1_500})
+               spawn(fn -> send(me, {:result, #{run}}) end)
+               wait = fn wait -> if #{unquote(running)}, do: :ok, else: (Process.sleep(1); wait.(wait)) end
+               wait.(wait)
+               Process.exit(Process.whereis(BeamDeploy.HotUpgrade), :kill)
+               receive do {:result, result} -> result end
+               """)
+
+      assert eval!(release, @snapshot) == before
+      assert suspended(release) == []
+      assert files(release) == files
+      assert :ok = hot_upgrade(release, tarball("0.3.0", 3))
+      assert {3, %{from: ["counter-1"]}} = eval!(release, "HotApp.Counter.get()")
+    end
+  end
+
+  test "a state machine that is to be called in another way is refused while all can be undone",
+       %{tmp_dir: dir} do
     release = start(dir, tarball("0.1.0", 1))
     eval!(release, @workers)
-    run = "BeamDeploy.HotUpgrade.run(#{inspect(tarball("0.2.0", 2, :slow))}, otp_app: :hot_app)"
+    before = eval!(release, @snapshot)
 
-    assert {:error, {:crashed, :killed}} =
-             eval!(release, """
-             me = self()
-             spawn(fn -> send(me, {:result, #{run}}) end)
-             suspended? = fn -> match?({:current_function, {:sys, :suspend_loop, _}}, Process.info(Process.whereis(HotApp.Counter), :current_function)) end
-             wait = fn wait -> if suspended?.(), do: :ok, else: (Process.sleep(1); wait.(wait)) end
-             wait.(wait)
-             Process.exit(Process.whereis(BeamDeploy.HotUpgrade), :kill)
-             receive do {:result, result} -> result end
-             """)
+    assert {:error, {:load_failed, [{HotApp.Machine, :callback_mode_changed}]}} =
+             hot_upgrade(release, tarball("0.2.0", 2, :mode))
 
-    Wait.until(fn -> suspended(release) == [] end)
-    assert length(eval!(release, @states)) == 4
+    assert eval!(release, @snapshot) == before
+    assert suspended(release) == []
+    assert :ok = hot_upgrade(release, tarball("0.2.0", 2))
   end
 
   test "two releases of one version are told apart, on disk too", %{tmp_dir: dir} do

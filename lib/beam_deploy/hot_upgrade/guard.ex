@@ -1,37 +1,104 @@
 defmodule BeamDeploy.HotUpgrade.Guard do
   @moduledoc false
-  # Responsible for: that no process stays suspended when the upgrade's own process is killed.
-  # Not for: any other ending, after which the upgrade resumes them itself.
+  # Responsible for: all or nothing, also when the upgrade's own process is killed: then what it did is undone from here,
+  # or all is resumed if that process had come to the end.
+  # Not for: any other ending, which the upgrade sees to itself.
+  #
+  # Between the last rename and the note that it was made nobody must be killed, so that is done here too.
+
+  alias BeamDeploy.HotUpgrade.{Installation, Migration, Undo}
+
+  @typedoc "What `BeamDeploy.HotUpgrade.Pause` was given."
+  @type prepared :: map()
 
   @doc "Watches over the calling process."
-  @spec start() :: pid()
-  def start do
+  @spec start(prepared()) :: pid()
+  def start(prepared) do
     upgrade = self()
-    spawn(fn -> watch(Process.monitor(upgrade), []) end)
+    known = Map.take(prepared, [:loader, :path, :installation, :code_change_timeout])
+    pid = spawn(fn -> watch(Process.monitor(upgrade), Map.put(known, :migrants, []), false) end)
+    true = Process.register(pid, __MODULE__)
+    pid
   end
 
+  @doc "Whether one is still at its work."
+  @spec busy?() :: boolean()
+  def busy?, do: Process.whereis(__MODULE__) != nil
+
   @doc "To be told before the processes are suspended."
-  @spec add(pid(), [pid()]) :: :ok
-  def add(guard, pids) do
-    send(guard, {:add, pids})
+  @spec add(pid(), [Migration.migrant()]) :: :ok
+  def add(guard, migrants) do
+    send(guard, {:add, migrants})
     :ok
+  end
+
+  @doc "`BeamDeploy.HotUpgrade.Installation.commit/1`, with which the upgrade is done."
+  @spec commit(pid(), Installation.t()) :: :ok | {:error, term()}
+  def commit(guard, installation) do
+    monitor = Process.monitor(guard)
+    send(guard, {:commit, self(), monitor, installation})
+
+    receive do
+      {^monitor, result} ->
+        Process.demonitor(monitor, [:flush])
+        result
+
+      {:DOWN, ^monitor, :process, ^guard, reason} ->
+        {:error, {:crashed, reason}}
+    end
   end
 
   @doc "All are resumed."
   @spec stop(pid()) :: :ok
   def stop(guard) do
     send(guard, :stop)
-    :ok
+    await(guard)
   end
 
-  defp watch(monitor, pids) do
-    receive do
-      {:add, more} -> watch(monitor, more ++ pids)
-      :stop -> :ok
-      {:DOWN, ^monitor, :process, _upgrade, _reason} -> Enum.each(pids, &resume/1)
+  @doc "Returns when the one that is at work has done it."
+  @spec await() :: :ok
+  def await do
+    case Process.whereis(__MODULE__) do
+      nil -> :ok
+      guard -> await(guard)
     end
   end
 
-  # The answer comes to nobody.
-  defp resume(pid), do: send(pid, {:system, {self(), make_ref()}, :resume})
+  defp await(guard) do
+    monitor = Process.monitor(guard)
+
+    receive do
+      {:DOWN, ^monitor, :process, ^guard, _reason} -> :ok
+    end
+  end
+
+  defp watch(monitor, known, committed?) do
+    receive do
+      {:add, migrants} ->
+        watch(monitor, %{known | migrants: migrants ++ known.migrants}, committed?)
+
+      {:commit, from, reference, installation} ->
+        result = Installation.commit(installation)
+        send(from, {reference, result})
+        watch(monitor, known, result == :ok)
+
+      :stop ->
+        :ok
+
+      {:DOWN, ^monitor, :process, _upgrade, _reason} ->
+        known.migrants |> Migration.prepare(MapSet.new()) |> take_over(known, committed?)
+    end
+  end
+
+  defp take_over(migration, _known, true) do
+    :ok = Migration.resume(migration)
+    Migration.finish(migration)
+  end
+
+  defp take_over(migration, known, false) do
+    undo = Undo.run(migration, known.loader, known.path.now)
+    :ok = Migration.resume(migration)
+    _ended = Undo.settle(undo, migration, known.code_change_timeout)
+    Installation.discard(known.installation)
+  end
 end

@@ -24,7 +24,9 @@ defmodule BeamDeploy.HotUpgrade.Migration do
   @type t :: %{
           group: SystemMessages.group(),
           migrating: SystemMessages.group(),
-          known: MapSet.t(pid())
+          nobody: SystemMessages.nobody(),
+          known: MapSet.t(pid()),
+          modes: %{module() => term()}
         }
 
   @type failure :: %{pid: pid(), module: module(), reason: term()}
@@ -60,7 +62,14 @@ defmodule BeamDeploy.HotUpgrade.Migration do
   @spec prepare([migrant()], MapSet.t(pid())) :: t()
   def prepare(migrants, known) do
     group = SystemMessages.group(migrants)
-    %{group: group, migrating: migrating(group), known: known}
+
+    %{
+      group: group,
+      migrating: migrating(group),
+      nobody: SystemMessages.nobody(),
+      known: known,
+      modes: modes(migrants)
+    }
   end
 
   @doc """
@@ -105,21 +114,23 @@ defmodule BeamDeploy.HotUpgrade.Migration do
 
     {group,
      %{
-       group: Map.merge(migration.group, group),
-       migrating: Map.merge(migration.migrating, migrating(group)),
-       known: known
+       migration
+       | group: Map.merge(migration.group, group),
+         migrating: Map.merge(migration.migrating, migrating(group)),
+         known: known
      }}
   end
 
   defp suspend_group(migration, group, deadline) do
-    :ok =
-      SystemMessages.ask(group, :suspended, fn
-        %{migrations: []} -> [:suspend]
-        %{kind: :event_manager} -> [:suspend, {:replace_state, &Stash.keep_handler/1}]
-        _migrant -> [:suspend, {:replace_state, &Stash.keep/1}]
+    # What a state was is kept as soon as it can change no more.
+    asked =
+      SystemMessages.ask(group, :suspended, fn _migrant -> [:suspend] end, migration.nobody, fn
+        %{migrations: []} -> []
+        %{kind: :event_manager} -> [{:replace_state, &Stash.keep_handler/1}]
+        _migrant -> [{:replace_state, &Stash.keep/1}]
       end)
 
-    answers = SystemMessages.await(group, :suspended, deadline)
+    answers = SystemMessages.await(asked, deadline)
     migration = without(migration, answers.dead)
 
     if answers.silent == %{},
@@ -127,48 +138,101 @@ defmodule BeamDeploy.HotUpgrade.Migration do
       else: {:error, {:suspend_failed, pids(answers.silent)}, migration}
   end
 
+  defp modes(migrants) do
+    modules =
+      for %{kind: :server, modules: modules} <- migrants,
+          module <- modules,
+          uniq: true,
+          do: module
+
+    for module <- modules,
+        function_exported?(module, :callback_mode, 0),
+        into: %{},
+        do: {module, mode(module)}
+  end
+
+  defp mode(module), do: module.callback_mode() |> List.wrap() |> Enum.sort()
+
+  @doc """
+  With the new code loaded: whether each `gen_statem` is called as before. It takes a new way to be called from the new
+  module and cannot be given back the old one, so this is refused while all can be undone.
+  """
+  @spec check_modes(t()) :: :ok | {:error, {:load_failed, [{module(), :callback_mode_changed}]}}
+  def check_modes(migration) do
+    case for {module, mode} <- migration.modes, mode(module) != mode, do: module do
+      [] -> :ok
+      changed -> {:error, {:load_failed, Enum.map(changed, &{&1, :callback_mode_changed})}}
+    end
+  end
+
   @doc "Converts the states, with the new code loaded. A process that dies meanwhile has none to convert."
   @spec change(t(), timeout()) :: {:ok, t()} | {:error, [failure()], t()}
   def change(migration, timeout) do
-    deadline = deadline(timeout)
     group = migration.migrating
-    :ok = SystemMessages.ask(group, :changed, & &1.migrations)
-    answers = SystemMessages.await(group, :changed, deadline)
+    asked = SystemMessages.ask(group, :changed, & &1.migrations, migration.nobody)
+    answers = SystemMessages.await(asked, deadline(timeout))
+    refused = refused(answers.answered, group)
 
-    refused =
-      for {monitor, answer} <- answers.answered, answer != :ok, target = group[monitor] do
-        failure(target, reason(answer))
-      end
+    hung =
+      for {_monitor, target} <- answers.silent,
+          do: failure(target, hd(target.migrations), :timeout)
 
-    hung = for {_monitor, target} <- answers.silent, do: failure(target, :timeout)
     migration = without(migration, answers.dead)
 
     if refused ++ hung == [], do: {:ok, migration}, else: {:error, refused ++ hung, migration}
+  end
+
+  # Nothing else is looked at where all is well.
+  defp refused(answered, group) do
+    if Enum.all?(answered, &match?({_monitor, :ok}, &1)) do
+      []
+    else
+      # A process answers in the order in which it was asked.
+      by_monitor = answered |> Enum.reverse() |> Enum.group_by(&elem(&1, 0), &elem(&1, 1))
+
+      for {monitor, answers} <- by_monitor,
+          target = group[monitor],
+          {migration, answer} <- Enum.zip(target.migrations, answers),
+          answer != :ok,
+          do: failure(target, migration, reason(answer))
+    end
   end
 
   defp reason({:error, {:EXIT, reason}}), do: reason
   defp reason({:error, reason}), do: reason
   defp reason(other), do: other
 
-  defp failure(target, reason),
-    do: %{pid: target.pid, module: List.last(target.modules), reason: reason}
+  defp failure(target, {:change_code, module, _vsn, _extra}, reason),
+    do: %{pid: target.pid, module: module, reason: reason}
 
-  @doc "Puts the states back as they were when the processes were suspended."
-  @spec restore(t()) :: :ok
+  @doc """
+  Puts the states back as they were when the processes were suspended. They stay suspended; that is asked of them again
+  because its answer says that they have got there.
+  """
+  @spec restore(t()) :: SystemMessages.question()
   def restore(migration) do
-    SystemMessages.ask(migration.migrating, :restored, fn
+    restored = fn
       %{kind: :event_manager} -> [{:replace_state, &Stash.restore_handler/1}]
       _migrant -> [{:replace_state, &Stash.restore/1}]
-    end)
+    end
+
+    :ok = SystemMessages.tell(migration.migrating, migration.nobody, restored)
+
+    SystemMessages.ask(
+      migration.migrating,
+      :restored,
+      fn _migrant -> [:suspend] end,
+      migration.nobody
+    )
   end
 
   @doc """
   After `restore/1`: processes that are still busy converting get another `timeout`. Only one that does not come back
   even then is stopped, for its supervisor to start it again: nothing else frees it from its own code.
   """
-  @spec await_restored(t(), timeout()) :: [pid()]
-  def await_restored(migration, timeout) do
-    answers = SystemMessages.await(migration.migrating, :restored, deadline(timeout))
+  @spec await_restored(SystemMessages.question(), timeout()) :: [pid()]
+  def await_restored(asked, timeout) do
+    answers = SystemMessages.await(asked, deadline(timeout))
     pids = pids(answers.silent)
     Enum.each(pids, &Process.exit(&1, :kill))
     pids
@@ -176,13 +240,14 @@ defmodule BeamDeploy.HotUpgrade.Migration do
 
   @doc "Resumes every process, those that never answered included: their queue holds the message to suspend."
   @spec resume(t()) :: :ok
-  def resume(migration), do: SystemMessages.tell(migration.group, fn _migrant -> [:resume] end)
+  def resume(migration),
+    do: SystemMessages.tell(migration.group, migration.nobody, fn _migrant -> [:resume] end)
 
   @doc "Gives back what the processes kept for `restore/1`, and the monitors."
   @spec finish(t()) :: :ok
   def finish(migration) do
     :ok =
-      SystemMessages.tell(migration.migrating, fn
+      SystemMessages.tell_in_portions(migration.migrating, migration.nobody, fn
         %{kind: :event_manager} -> [{:replace_state, &Stash.drop_handler/1}]
         _migrant -> [{:replace_state, &Stash.drop/1}]
       end)

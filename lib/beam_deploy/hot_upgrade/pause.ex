@@ -5,7 +5,7 @@ defmodule BeamDeploy.HotUpgrade.Pause do
   #
   # Nothing is logged here: the logger may be among the suspended.
 
-  alias BeamDeploy.HotUpgrade.{CodePath, Guard, Installation, Loader, Migration}
+  alias BeamDeploy.HotUpgrade.{CodePath, Guard, Installation, Loader, Migration, Undo}
 
   @typedoc "What has been prepared while everything ran."
   @type prepared :: %{
@@ -30,9 +30,10 @@ defmodule BeamDeploy.HotUpgrade.Pause do
 
   @spec run(prepared()) :: outcome()
   def run(prepared) do
-    guard = Guard.start()
-    :ok = Guard.add(guard, Migration.pids(prepared.migration.group))
-    prepared = %{prepared | newcomers: guarded(prepared.newcomers, guard)}
+    guard = Guard.start(prepared)
+    :ok = Guard.add(guard, Map.values(prepared.migration.group))
+
+    prepared = Map.merge(prepared, %{guard: guard, newcomers: guarded(prepared.newcomers, guard)})
 
     # Ahead of the processes it wakes: each of them waits for all that is sent before its own turn.
     priority = Process.flag(:priority, :high)
@@ -58,7 +59,7 @@ defmodule BeamDeploy.HotUpgrade.Pause do
   defp guarded(newcomers, guard) do
     fn known ->
       {migrants, known} = newcomers.(known)
-      :ok = Guard.add(guard, Enum.map(migrants, & &1.pid))
+      :ok = Guard.add(guard, migrants)
       {migrants, known}
     end
   end
@@ -90,6 +91,7 @@ defmodule BeamDeploy.HotUpgrade.Pause do
       timed(timings, :migrate, fn ->
         with :ok <- CodePath.set(prepared.path.next),
              :ok <- Loader.load_native(prepared.loader),
+             :ok <- Migration.check_modes(migration),
              {:ok, migration} <- Migration.change(migration, prepared.code_change_timeout) do
           commit(prepared, migration)
         end
@@ -111,26 +113,19 @@ defmodule BeamDeploy.HotUpgrade.Pause do
   end
 
   defp commit(prepared, migration) do
-    with :ok <- Installation.commit(prepared.installation), do: {:ok, migration}
+    with :ok <- Guard.commit(prepared.guard, prepared.installation), do: {:ok, migration}
   end
 
   defp undo(prepared, migration, reason, timings) do
-    {ended, timings} =
-      timed(timings, :undo, fn ->
-        :ok = Migration.restore(migration)
-        ended = Loader.undo(prepared.loader)
-        :ok = CodePath.set(prepared.path.now)
-        {:undone, ended}
-      end)
+    {undo, timings} =
+      timed(timings, :undo, fn -> Undo.run(migration, prepared.loader, prepared.path.now) end)
 
-    {:undone, ended} = ended
-    {{:error, {:undone, reason, ended}}, migration, timings}
+    {{:error, {:undone, reason, undo}}, migration, timings}
   end
 
-  defp finish({:error, {:undone, reason, ended}}, migration, prepared) do
-    stuck = Migration.await_restored(migration, prepared.code_change_timeout)
-    :ok = Migration.finish(migration)
-    {:error, describe(reason, ended ++ stuck)}
+  defp finish({:error, {:undone, reason, undo}}, migration, prepared) do
+    ended = Undo.settle(undo, migration, prepared.code_change_timeout)
+    {:error, describe(reason, ended)}
   end
 
   defp finish(result, migration, _prepared) do

@@ -4,50 +4,53 @@ defmodule BeamDeploy.HotUpgrade.Stash do
   # Not for: when that is.
   #
   # These functions run in the process itself, sent with `replace_state`. Nothing is copied that way: asking 10,000
-  # processes for their states would cost more than the whole rest of an upgrade. What they throw leaves the state as
-  # it is, and makes a short answer; the answer to a replaced state is the state.
+  # processes for their states would cost more than the whole rest of an upgrade. For the same reason nobody asks for
+  # the answers: they would hold the state.
 
   @key {__MODULE__, :state}
 
-  @spec keep(term()) :: no_return()
+  @spec keep(state) :: state when state: term()
   def keep(state) do
     Process.put(@key, {:ok, state})
-    throw(:kept)
+    state
   end
 
+  @doc "A state that was not kept was not converted either."
   @spec restore(term()) :: term()
-  def restore(_state) do
+  def restore(state) do
     case Process.delete(@key) do
-      {:ok, state} -> state
-      nil -> throw(:nothing_kept)
+      {:ok, kept} -> kept
+      nil -> state
     end
   end
 
-  @spec drop(term()) :: no_return()
-  def drop(_state) do
+  @spec drop(state) :: state when state: term()
+  def drop(state) do
     Process.delete(@key)
-    throw(:dropped)
+    state
   end
 
   # An event manager runs the function for each of its handlers.
 
-  @spec keep_handler({module(), term(), term()}) :: no_return()
-  def keep_handler({module, id, state}) do
+  @typep handler :: {module(), id :: term(), state :: term()}
+
+  @spec keep_handler(handler()) :: handler()
+  def keep_handler({module, id, state} = handler) do
     Process.put({@key, module, id}, {:ok, state})
-    throw(:kept)
+    handler
   end
 
-  @spec restore_handler({module(), term(), term()}) :: {module(), term(), term()}
-  def restore_handler({module, id, _state}) do
+  @spec restore_handler(handler()) :: handler()
+  def restore_handler({module, id, state}) do
     case Process.delete({@key, module, id}) do
-      {:ok, state} -> {module, id, state}
-      nil -> throw(:nothing_kept)
+      {:ok, kept} -> {module, id, kept}
+      nil -> {module, id, state}
     end
   end
 
-  @spec drop_handler({module(), term(), term()}) :: no_return()
-  def drop_handler({module, id, _state}) do
+  @spec drop_handler(handler()) :: handler()
+  def drop_handler({module, id, _state} = handler) do
     Process.delete({@key, module, id})
-    throw(:dropped)
+    handler
   end
 end

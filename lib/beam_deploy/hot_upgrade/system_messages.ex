@@ -10,11 +10,22 @@ defmodule BeamDeploy.HotUpgrade.SystemMessages do
   @typedoc "Processes by their monitors, which are aliases for their answers as well."
   @type group :: %{reference() => map()}
 
+  @typedoc "What was asked of a group, and how many answers are owed, by each process and by all."
+  @opaque question :: %{
+            label: atom(),
+            group: group(),
+            owed_by: (map() -> non_neg_integer()),
+            owed: non_neg_integer()
+          }
+
   @type answers :: %{
           answered: [{reference(), term()}],
           dead: [reference()],
           silent: group()
         }
+
+  @typedoc "Where answers go that nobody waits for."
+  @opaque nobody :: {pid(), :nobody}
 
   @doc "Monitors the processes. From now on the caller should receive nothing but their answers."
   @spec group([map()]) :: group()
@@ -24,70 +35,101 @@ defmodule BeamDeploy.HotUpgrade.SystemMessages do
     end
   end
 
+  @doc "A process that has ended: what is sent to it is not even copied."
+  @spec nobody() :: nobody()
+  def nobody do
+    {pid, monitor} = spawn_monitor(fn -> :ok end)
+
+    receive do
+      {:DOWN, ^monitor, :process, ^pid, _reason} -> {pid, :nobody}
+    end
+  end
+
+  @doc "Gives back the monitors. In portions, so that whoever waits is served in between."
   @spec release(group()) :: :ok
   def release(group) do
-    Enum.each(group, fn {monitor, _target} ->
+    in_portions(group, fn {monitor, _target} ->
       :erlang.unalias(monitor)
       :erlang.demonitor(monitor, [:flush])
     end)
   end
 
   @doc "Sends messages whose answers nobody waits for."
-  @spec tell(group(), (map() -> [term()])) :: :ok
-  def tell(group, messages) do
-    nobody = nobody()
+  @spec tell(group(), nobody(), (map() -> [term()])) :: :ok
+  def tell(group, nobody, messages), do: Enum.each(group, &tell_one(&1, nobody, messages))
 
-    Enum.each(group, fn {_monitor, target} ->
-      Enum.each(messages.(target), &send(target.pid, {:system, nobody, &1}))
+  @doc "The same where there is no hurry."
+  @spec tell_in_portions(group(), nobody(), (map() -> [term()])) :: :ok
+  def tell_in_portions(group, nobody, messages),
+    do: in_portions(group, &tell_one(&1, nobody, messages))
+
+  defp tell_one({_monitor, target}, nobody, messages),
+    do: Enum.each(messages.(target), &send(target.pid, {:system, nobody, &1}))
+
+  @portion 500
+
+  defp in_portions(group, function) do
+    group
+    |> Stream.chunk_every(@portion)
+    |> Enum.each(fn portion ->
+      Enum.each(portion, function)
+      # All that these messages woke stand in the queue ahead of us.
+      :erlang.yield()
     end)
   end
 
-  @doc "Sends messages to each process and asks for the answer to the last one, which `await/3` collects."
-  @spec ask(group(), atom(), (map() -> [term(), ...])) :: :ok
-  def ask(group, label, messages) do
+  @doc """
+  Sends messages to each process and asks for the answers, which `await/2` collects. What is to be told right behind
+  them, without another turn of each process, is given as a function as well.
+  """
+  @spec ask(group(), atom(), (map() -> [term()]), nobody(), (map() -> [term()])) :: question()
+  def ask(group, label, messages, nobody, told \\ fn _target -> [] end) do
     self = self()
-    nobody = nobody()
 
-    Enum.each(group, fn {monitor, target} ->
-      send_all(messages.(target), target.pid, nobody, {self, [[:alias | monitor] | label]})
-    end)
+    owed =
+      Enum.reduce(group, 0, fn {monitor, target}, owed ->
+        from = {self, [[:alias | monitor] | label]}
+        messages = messages.(target)
+        Enum.each(messages, &send(target.pid, {:system, from, &1}))
+        Enum.each(told.(target), &send(target.pid, {:system, nobody, &1}))
+        owed + length(messages)
+      end)
+
+    %{label: label, group: group, owed_by: &length(messages.(&1)), owed: owed}
   end
 
-  defp send_all([last], pid, _nobody, from), do: send(pid, {:system, from, last})
+  @doc "Waits until all have answered or died, or until the deadline, in monotonic milliseconds."
+  @spec await(question(), integer()) :: answers()
+  def await(question, deadline), do: await(question.owed, question, deadline, [], [])
 
-  defp send_all([message | rest], pid, nobody, from) do
-    send(pid, {:system, nobody, message})
-    send_all(rest, pid, nobody, from)
-  end
-
-  # An alias that is none any more: what is sent there goes nowhere.
-  defp nobody do
-    alias = :erlang.alias()
-    :erlang.unalias(alias)
-    {self(), [:alias | alias]}
-  end
-
-  @doc "Waits until all of the group answered or died, or until the deadline, in monotonic milliseconds."
-  @spec await(group(), atom(), integer()) :: answers()
-  def await(group, label, deadline), do: await(map_size(group), group, label, deadline, [], [])
-
-  defp await(0, _group, _label, _deadline, answered, dead),
+  defp await(0, _question, _deadline, answered, dead),
     do: %{answered: answered, dead: dead, silent: %{}}
 
-  defp await(count, group, label, deadline, answered, dead) do
+  defp await(owed, %{label: label, group: group} = question, deadline, answered, dead) do
     receive do
       {[[:alias | monitor] | ^label], answer} ->
-        await(count - 1, group, label, deadline, [{monitor, answer} | answered], dead)
+        await(owed - 1, question, deadline, [{monitor, answer} | answered], dead)
 
       {:DOWN, monitor, :process, _pid, _reason} ->
         # It may have answered before, or not have been asked this time.
-        asked? = is_map_key(group, monitor) and not List.keymember?(answered, monitor, 0)
-        count = if asked?, do: count - 1, else: count
-        await(count, group, label, deadline, answered, [monitor | dead])
+        rest = if target = group[monitor], do: owing(monitor, target, question, answered), else: 0
+        await(owed - rest, question, deadline, answered, [monitor | dead])
     after
       max(deadline - System.monotonic_time(:millisecond), 0) ->
-        silent = group |> Map.drop(Enum.map(answered, &elem(&1, 0))) |> Map.drop(dead)
-        %{answered: answered, dead: dead, silent: silent}
+        %{answered: answered, dead: dead, silent: silent(question, answered, dead)}
     end
+  end
+
+  defp owing(monitor, target, question, answered),
+    do: question.owed_by.(target) - Enum.count(answered, &match?({^monitor, _answer}, &1))
+
+  defp silent(question, answered, dead) do
+    answers = Enum.frequencies_by(answered, &elem(&1, 0))
+
+    question.group
+    |> Map.drop(dead)
+    |> Map.filter(fn {monitor, target} ->
+      Map.get(answers, monitor, 0) < question.owed_by.(target)
+    end)
   end
 end

@@ -86,17 +86,20 @@ where
     thread::scope(|scope| {
         let (blocks, compressed) = sync_channel(CHUNKS_AHEAD);
         let (chunks, inflated) = sync_channel(CHUNKS_AHEAD);
-        let (give_back, recycled) = sync_channel(CHUNKS_AHEAD);
+        let (give_blocks, recycled_blocks) = sync_channel(CHUNKS_AHEAD);
+        let (give_chunks, recycled_chunks) = sync_channel(CHUNKS_AHEAD);
         let named = |name: &str| thread::Builder::new().name(name.into());
         let reader = named("bd_read")
-            .spawn_scoped(scope, move || stream::read(source, blocks))
+            .spawn_scoped(scope, move || stream::read(source, blocks, recycled_blocks))
             .map_err(Error::extract)?;
         let inflater = named("bd_inflate")
-            .spawn_scoped(scope, move || stream::inflate(compressed, chunks, recycled))
+            .spawn_scoped(scope, move || {
+                stream::inflate(compressed, give_blocks, chunks, recycled_chunks)
+            })
             .map_err(Error::extract)?;
 
         // The stream is gone when this returns, which ends an inflater that is still at work, and that the reader.
-        let walked = walk_tar(Stream::new(inflated, give_back, *limits), limits, visit);
+        let walked = walk_tar(Stream::new(inflated, give_chunks, *limits), limits, visit);
         let inflated = inflater
             .join()
             .map_err(|_panic| invalid("the archive cannot be inflated"))?;

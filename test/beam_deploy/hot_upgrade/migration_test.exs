@@ -34,6 +34,15 @@ defmodule BeamDeploy.HotUpgrade.MigrationTest do
     def init(state), do: {:ok, state}
     def handle_event(_, state), do: {:ok, state}
     def handle_call(:get, state), do: {:ok, state, state}
+    def code_change(_vsn, {:fails, _how}, _extra), do: raise("no")
+    def code_change(_vsn, state, _extra), do: {:ok, {:changed, state}}
+  end
+
+  defmodule OtherHandler do
+    @behaviour :gen_event
+    def init(state), do: {:ok, state}
+    def handle_event(_, state), do: {:ok, state}
+    def handle_call(:get, state), do: {:ok, state, state}
     def code_change(_vsn, state, _extra), do: {:ok, {:changed, state}}
   end
 
@@ -118,9 +127,9 @@ defmodule BeamDeploy.HotUpgrade.MigrationTest do
     {:ok, migration} = Migration.suspend(prepare(targets), nobody(), 1_000)
     assert {:error, failures, migration} = Migration.change(migration, 1_000)
     assert Enum.sort(for failure <- failures, do: failure.pid) == Enum.sort(bad)
-    :ok = Migration.restore(migration)
+    restored = Migration.restore(migration)
     :ok = Migration.resume(migration)
-    assert Migration.await_restored(migration, 1_000) == []
+    assert Migration.await_restored(restored, 1_000) == []
     :ok = Migration.finish(migration)
 
     assert for(pid <- good, do: GenServer.call(pid, :get)) == Enum.to_list(1..20)
@@ -134,6 +143,29 @@ defmodule BeamDeploy.HotUpgrade.MigrationTest do
     assert :sys.get_state(machine) == {:state, :data}
     assert :gen_event.call(manager, Handler, :get) == :handler
     refute_receive _anything, 0
+  end
+
+  test "every handler of an event manager counts, whichever of them fails" do
+    {:ok, manager} = :gen_event.start_link()
+    :ok = :gen_event.add_handler(manager, Handler, {:fails, :handler})
+    :ok = :gen_event.add_handler(manager, OtherHandler, :other)
+
+    for modules <- [[Handler, OtherHandler], [OtherHandler, Handler]] do
+      target = %{pid: manager, kind: :event_manager, modules: modules}
+      facts = Map.put(@facts, OtherHandler, @own)
+      migration = Migration.prepare([Migration.migrant(target, facts)], MapSet.new())
+      {:ok, migration} = Migration.suspend(migration, nobody(), 1_000)
+
+      assert {:error, [%{pid: ^manager, module: Handler}], migration} =
+               Migration.change(migration, 1_000)
+
+      restored = Migration.restore(migration)
+      :ok = Migration.resume(migration)
+      assert Migration.await_restored(restored, 1_000) == []
+      :ok = Migration.finish(migration)
+      assert :gen_event.call(manager, OtherHandler, :get) == :other
+      assert :gen_event.call(manager, Handler, :get) == {:fails, :handler}
+    end
   end
 
   test "who dies is left out, before and while states are converted" do

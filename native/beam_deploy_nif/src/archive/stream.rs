@@ -3,6 +3,7 @@
 
 use std::cell::Cell;
 use std::io::{self, BufRead, Read};
+use std::mem;
 use std::rc::Rc;
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError};
 
@@ -12,11 +13,29 @@ use sha2::{Digest, Sha256};
 use super::{Limits, CHUNK};
 use crate::error::Unsafe;
 
+/// A buffer that was used before, so that memory for it is not mapped again.
+fn buffer(recycled: &Receiver<Vec<u8>>) -> Vec<u8> {
+    let mut buffer = recycled.try_recv().unwrap_or_default();
+    buffer.clear();
+    buffer.reserve(CHUNK);
+    buffer
+}
+
+fn give_back(buffer: Vec<u8>, giving: &SyncSender<Vec<u8>>) {
+    match giving.try_send(buffer) {
+        Ok(()) | Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => {}
+    }
+}
+
 /// Reads the file and digests it. `None` when nobody wanted the rest.
-pub fn read<R: Read>(mut source: R, blocks: SyncSender<io::Result<Vec<u8>>>) -> Option<[u8; 32]> {
+pub fn read<R: Read>(
+    mut source: R,
+    blocks: SyncSender<io::Result<Vec<u8>>>,
+    recycled: Receiver<Vec<u8>>,
+) -> Option<[u8; 32]> {
     let mut sha256 = Sha256::new();
     loop {
-        let mut block = Vec::with_capacity(CHUNK);
+        let mut block = buffer(&recycled);
         let read = source.by_ref().take(CHUNK as u64).read_to_end(&mut block);
         if let Err(error) = read {
             drop(blocks.send(Err(error)));
@@ -33,6 +52,7 @@ pub fn read<R: Read>(mut source: R, blocks: SyncSender<io::Result<Vec<u8>>>) -> 
 /// The blocks of the file as one stream.
 struct Blocks {
     received: Receiver<io::Result<Vec<u8>>>,
+    giving: SyncSender<Vec<u8>>,
     block: Vec<u8>,
     offset: usize,
     consumed: u64,
@@ -41,10 +61,11 @@ struct Blocks {
 impl BufRead for Blocks {
     fn fill_buf(&mut self) -> io::Result<&[u8]> {
         if self.offset >= self.block.len() {
-            self.block = match self.received.recv() {
+            let block = match self.received.recv() {
                 Ok(block) => block?,
                 Err(_end) => Vec::new(),
             };
+            give_back(mem::replace(&mut self.block, block), &self.giving);
             self.offset = 0;
             self.consumed += self.block.len() as u64;
         }
@@ -74,20 +95,20 @@ pub struct Chunk {
 /// decoder.
 pub fn inflate(
     received: Receiver<io::Result<Vec<u8>>>,
+    giving: SyncSender<Vec<u8>>,
     chunks: SyncSender<Chunk>,
     recycled: Receiver<Vec<u8>>,
 ) -> io::Result<()> {
     let mut gzip = MultiGzDecoder::new(Blocks {
         received,
+        giving,
         block: Vec::new(),
         offset: 0,
         consumed: 0,
     });
 
     loop {
-        let mut bytes = recycled.try_recv().unwrap_or_default();
-        bytes.clear();
-        bytes.reserve(CHUNK);
+        let mut bytes = buffer(&recycled);
         gzip.by_ref().take(CHUNK as u64).read_to_end(&mut bytes)?;
         let consumed = gzip.get_ref().consumed;
         if bytes.is_empty() || chunks.send(Chunk { bytes, consumed }).is_err() {
@@ -99,7 +120,7 @@ pub fn inflate(
 /// The inflated bytes as they arrive, up to the limits.
 pub struct Stream {
     chunks: Receiver<Chunk>,
-    give_back: SyncSender<Vec<u8>>,
+    giving: SyncSender<Vec<u8>>,
     bytes: Vec<u8>,
     offset: usize,
     pub total: u64,
@@ -109,10 +130,10 @@ pub struct Stream {
 }
 
 impl Stream {
-    pub fn new(chunks: Receiver<Chunk>, give_back: SyncSender<Vec<u8>>, limits: Limits) -> Self {
+    pub fn new(chunks: Receiver<Chunk>, giving: SyncSender<Vec<u8>>, limits: Limits) -> Self {
         Stream {
             chunks,
-            give_back,
+            giving,
             bytes: Vec::new(),
             offset: 0,
             total: 0,
@@ -126,10 +147,7 @@ impl Stream {
         let Ok(chunk) = self.chunks.recv() else {
             return Ok(false);
         };
-        let spent = std::mem::replace(&mut self.bytes, chunk.bytes);
-        match self.give_back.try_send(spent) {
-            Ok(()) | Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => {}
-        }
+        give_back(mem::replace(&mut self.bytes, chunk.bytes), &self.giving);
         self.offset = 0;
         self.total += self.bytes.len() as u64;
 
