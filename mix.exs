@@ -32,7 +32,7 @@ defmodule BeamDeploy.MixProject do
   # Called only where they are: :ssl for sockets that are its own, and the servers that an application has, which Elixir
   # finds and names when it has compiled them before. Elixir 1.20 deprecates this way of saying so; the other one,
   # :elixirc_options, is not enough for 1.14.
-  @optional [:ssl, :ranch, :cowboy_stream, ThousandIsland, Plug.Conn, MIME]
+  @optional [:ssl, :ranch, :cowboy_stream, ThousandIsland, Plug.Conn, MIME, Phoenix.LiveView]
 
   defp xref do
     if Version.match?(System.version(), "< 1.20.0-dev"), do: [exclude: @optional], else: []
@@ -60,7 +60,7 @@ defmodule BeamDeploy.MixProject do
       licenses: ["Apache-2.0"],
       links: %{"GitHub" => @source_url},
       files: ~w(
-        lib guides/*.md priv/*.sh mix.exs .formatter.exs README.md CHANGELOG.md LICENSE
+        lib guides/*.md priv/*.sh priv/static/*.js mix.exs .formatter.exs README.md CHANGELOG.md LICENSE
         checksum.exs native/compiler.exs native/precompiled.exs native/beam_deploy_nif/src native/beam_deploy_nif/Cargo.toml
         native/beam_deploy_nif/Cargo.lock
       )

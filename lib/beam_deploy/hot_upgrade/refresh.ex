@@ -17,8 +17,9 @@ defmodule BeamDeploy.HotUpgrade.Refresh do
       applications: fn -> applications(staged.plan.applications) end,
       supervisors: fn -> supervisors(staged.supervisors) end,
       removed: fn -> Loader.remove(staged.removed) end,
-      live_views: fn -> live_views(staged) end,
-      static: fn -> static(staged.plan.files) end
+      # Views name static files by what the manifest says.
+      static: fn -> static(staged.plan.files) end,
+      live_views: fn -> live_views(staged) end
     ]
 
     for {step, function} <- steps, {:error, reason} <- [attempt(function)], do: {step, reason}
@@ -83,10 +84,11 @@ defmodule BeamDeploy.HotUpgrade.Refresh do
   end
 
   # A function component, a live component or a layout can be part of any view.
-  defp live_views(staged) do
+  defp live_views(%{plan: %{files: files}} = staged) do
     parts? = Enum.any?(staged.changes, & &1.facts.components)
+    stylesheets = StaticManifest.stylesheets(files.added ++ files.changed)
 
-    with {:ok, _count} <- LiveView.render_again(staged.modules, parts?), do: :ok
+    with {:ok, _count} <- LiveView.render_again(staged.modules, parts?, stylesheets), do: :ok
   end
 
   defp static(%{added: [], changed: [], removed: []}), do: :ok

@@ -55,6 +55,33 @@ defmodule BeamDeploy.HotUpgrade.RefreshTest do
   end
   """
 
+  # With a state like a channel's, of which the socket is changed from outside.
+  @channel_with_socket """
+  defmodule Phoenix.LiveView.Channel do
+    use GenServer
+
+    def init({view, test}) do
+      Process.put(:"$initial_call", {view, :mount, 3})
+      {:ok, %{socket: %{private: %{}}, test: test}}
+    end
+
+    def handle_info({:phoenix_live_reload, _topic, _path}, state) do
+      send(state.test, {:rendered, state.socket})
+      {:noreply, state}
+    end
+  end
+
+  defmodule BD.Form do
+    def __live__, do: :live
+  end
+
+  defmodule Phoenix.LiveView do
+    def push_event(socket, event, payload), do: Map.put(socket, :event, {event, payload})
+  end
+  """
+
+  @digest String.duplicate("0123abcd", 4)
+
   defp open(view) do
     {:ok, pid} = GenServer.start_link(:"Elixir.Phoenix.LiveView.Channel", {view, self()})
     pid
@@ -72,6 +99,16 @@ defmodule BeamDeploy.HotUpgrade.RefreshTest do
     assert LiveView.render_again(MapSet.new([]), true) == {:ok, 2}
     assert_receive {:rendered, ^page}
     assert_receive {:rendered, ^form}
+  end
+
+  test "with changed stylesheets every view tells its page, in what it renders", %{tmp_dir: dir} do
+    load(dir, @channel_with_socket)
+    open(:"Elixir.BD.Form")
+    stylesheets = %{"/app.css" => "/app-#{@digest}.css?vsn=d"}
+    assert LiveView.render_again(MapSet.new([]), false, stylesheets) == {:ok, 1}
+    assert_receive {:rendered, %{event: {"beam_deploy:stylesheets", payload}}}
+    assert payload == %{stylesheets: stylesheets}
+    assert LiveView.render_again(MapSet.new([]), false, %{}) == {:ok, 0}
   end
 
   test "a LiveView without the hook is sent nothing", %{tmp_dir: dir} do
@@ -101,6 +138,49 @@ defmodule BeamDeploy.HotUpgrade.RefreshTest do
     {:ok, _pid} = Supervisor.start_link(:"Elixir.Phoenix.Endpoint.Supervisor", [], name: endpoint)
     assert StaticManifest.reload() == [endpoint]
     assert :persistent_term.get(endpoint) == {[], []}
+  end
+
+  test "changed stylesheets are named as the endpoint serves them from now on", %{tmp_dir: dir} do
+    load(dir, """
+    defmodule Phoenix.Endpoint.Supervisor do
+      use Supervisor
+      def init(_), do: Supervisor.init([], strategy: :one_for_one)
+    end
+
+    defmodule BD.Styled do
+      def config(:otp_app), do: :bd_styled
+      def static_path("/digested.css"), do: "/below/digested-#{@digest}.css?vsn=d"
+      def static_path(path), do: "/below" <> path
+    end
+    """)
+
+    endpoint = :"Elixir.BD.Styled"
+    {:ok, _pid} = Supervisor.start_link(:"Elixir.Phoenix.Endpoint.Supervisor", [], name: endpoint)
+
+    # Where the application's files lie.
+    static = Path.join(dir, "bd_styled-1/priv/static/css")
+    File.mkdir_p!(static)
+    ebin = Path.join(dir, "bd_styled-1/ebin")
+    File.mkdir_p!(ebin)
+    true = :code.add_path(String.to_charlist(ebin))
+    on_exit(fn -> :code.del_path(String.to_charlist(ebin)) end)
+
+    for name <- ["digested.css", "css/plain.css", "app.js", "digested-#{@digest}.css"],
+        do: File.write!(Path.join([static, "..", name]), name)
+
+    mark = "css/plain.css" |> :erlang.md5() |> Base.encode16(case: :lower) |> binary_part(0, 8)
+
+    assert StaticManifest.stylesheets([
+             "bd_styled/priv/static/digested.css",
+             "bd_styled/priv/static/digested-#{@digest}.css",
+             "bd_styled/priv/static/css/plain.css",
+             "bd_styled/priv/static/app.js",
+             "bd_styled/priv/static/gone.css",
+             "other/priv/static/digested.css"
+           ]) == %{
+             "/below/digested.css" => "/below/digested-#{@digest}.css?vsn=d",
+             "/below/css/plain.css" => "/below/css/plain.css?vsn=#{mark}"
+           }
   end
 
   defmodule Top do
