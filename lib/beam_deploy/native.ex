@@ -12,7 +12,7 @@ defmodule BeamDeploy.Native do
   end
 
   # src/socket.rs, owner BeamDeploy.BlueGreen.Listener
-  def listener_open_inet(_ip, _port, _only_v6, _backlog, _alone),
+  def listener_open_inet(_ip, _port, _only_v6, _backlog, _alone, _first),
     do: :erlang.nif_error(:nif_not_loaded)
 
   def listener_open_local(_path, _backlog), do: :erlang.nif_error(:nif_not_loaded)

@@ -171,20 +171,20 @@ defmodule BeamDeploy.BlueGreen.Listener do
   end
 
   # An address that nobody served until now belongs to whoever asks for it: at once, when nobody else serves; from the
-  # cutover on, when an incoming peer asks.
+  # cutover on, when an incoming peer asks, if the system lets connections be held back until then.
   defp open(state, side, address) do
-    with {:ok, pair} <- open_pair(state, address),
+    with {:ok, pair} <- open_pair(state, side, address),
          :ok <- if(side == state.active, do: try_steering(pair, side), else: :ok) do
       {:ok, %{pair: pair, users: []}}
     end
   end
 
-  defp open_pair(_state, {{:local, path}, _port, _only_v6}),
+  defp open_pair(_state, _side, {{:local, path}, _port, _only_v6}),
     do: Native.listener_open_local(path, @backlog)
 
-  defp open_pair(%{mode: :overlap}, _address), do: {:overlap, :configured}
+  defp open_pair(%{mode: :overlap}, _side, _address), do: {:overlap, :configured}
 
-  defp open_pair(state, {ip, port, only_v6}) do
+  defp open_pair(state, side, {ip, port, only_v6}) do
     alone? = not Enum.any?(Map.keys(state.entries), &match?({_ip, ^port, _only_v6}, &1))
 
     with {:error, {:unsteerable, reason}} <-
@@ -193,7 +193,8 @@ defmodule BeamDeploy.BlueGreen.Listener do
              port,
              only_v6,
              @backlog,
-             alone?
+             alone?,
+             @sides[side]
            ),
          do: {:overlap, reason}
   end

@@ -28,8 +28,8 @@ use crate::error::Error;
 use local::Names;
 
 /// The two sockets of one address, blue first. They stay open while the address is served, so that a place in the
-/// group means the same socket for ever, and no queue is ever reset. No connection reaches either before the first
-/// `steer`.
+/// group means the same socket for ever, and no queue is ever reset. Where the system allows it, no connection reaches
+/// either before the first `steer`.
 pub struct Pair {
     open: RwLock<Option<Open>>,
 }
@@ -45,17 +45,19 @@ enum Place {
 }
 
 impl Pair {
-    /// Two sockets of one `SO_REUSEPORT` group. With `alone`, an address that somebody else listens on is refused.
+    /// Two sockets of one `SO_REUSEPORT` group. With `alone`, an address that somebody else listens on is refused. `first`
+    /// is the side that gets connections where they cannot be held back until the first `steer`.
     pub fn inet(
         address: SocketAddr,
         only_v6: Option<bool>,
         backlog: i32,
         alone: bool,
+        first: usize,
     ) -> Result<Pair, Error> {
         if alone {
             inet::check_free(address, only_v6)?;
         }
-        let sides = inet::open(address, only_v6, backlog)?;
+        let sides = inet::open(address, only_v6, backlog, first)?;
         Ok(Pair::new(sides, Place::Inet))
     }
 
@@ -181,9 +183,10 @@ mod nif {
         only_v6: Option<bool>,
         backlog: i32,
         alone: bool,
+        first: usize,
     ) -> Result<ResourceArc<Pair>, Error> {
         let ip: IpAddr = ip.parse().map_err(|_| Error::BadArgument("ip"))?;
-        Pair::inet(SocketAddr::new(ip, port), only_v6, backlog, alone).map(ResourceArc::new)
+        Pair::inet(SocketAddr::new(ip, port), only_v6, backlog, alone, first).map(ResourceArc::new)
     }
 
     #[rustler::nif(schedule = "DirtyIo")]

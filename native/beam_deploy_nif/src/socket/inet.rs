@@ -1,5 +1,6 @@
 //! A pair of TCP sockets in one `SO_REUSEPORT` group.
 
+use std::io;
 use std::net::SocketAddr;
 
 use socket2::{Domain, Protocol, Socket, Type};
@@ -8,18 +9,34 @@ use crate::error::Error;
 #[cfg(target_os = "linux")]
 use crate::sys;
 
-/// Opens, binds and listens on both sockets. The blue one listens first: it has index 0 of the group.
+/// Opens, binds and listens on both sockets. The blue one listens first: it has index 0 of the group. Connections are
+/// held back up to the first `steer`, or, where that is not allowed, go to the side `first` from the beginning.
 pub fn open(
     address: SocketAddr,
     only_v6: Option<bool>,
     backlog: i32,
+    first: usize,
+) -> Result<[Socket; 2], Error> {
+    open_held_by(hold, address, only_v6, backlog, first)
+}
+
+pub fn open_held_by(
+    hold: impl Fn(&Socket) -> io::Result<()>,
+    address: SocketAddr,
+    only_v6: Option<bool>,
+    backlog: i32,
+    first: usize,
 ) -> Result<[Socket; 2], Error> {
     let blue = bind(address, only_v6, true)?;
     // With port 0 the kernel chose one for the first socket: the second takes the same.
     let bound = blue.local_addr()?.as_socket().unwrap_or(address);
     let green = bind(bound, only_v6, true)?;
+    match hold(&blue).and_then(|()| hold(&green)) {
+        // Linux 6.18 was seen to ask for CAP_NET_ADMIN. To choose a socket of the group takes no privilege.
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => choose(&blue, first)?,
+        result => result.map_err(Error::unsteerable)?,
+    }
     for socket in [&blue, &green] {
-        hold(socket)?;
         socket.listen(backlog)?;
     }
     Ok([blue, green])
@@ -51,16 +68,22 @@ fn bind(address: SocketAddr, only_v6: Option<bool>, shared: bool) -> Result<Sock
 
 /// Has the kernel drop what clients send to begin a connection; they send it again after a second.
 #[cfg(target_os = "linux")]
-fn hold(socket: &Socket) -> Result<(), Error> {
+fn hold(socket: &Socket) -> io::Result<()> {
     let nothing = socket2::SockFilter::new((libc::BPF_RET | libc::BPF_K) as u16, 0, 0, 0);
-    socket.attach_filter(&[nothing]).map_err(Error::unsteerable)
+    socket.attach_filter(&[nothing])
+}
+
+/// By a socket of the group, or by the one that will be its first.
+#[cfg(target_os = "linux")]
+fn choose(socket: &Socket, side: usize) -> Result<(), Error> {
+    use std::os::fd::AsFd;
+
+    sys::attach_reuseport_index(socket.as_fd(), side as u32).map_err(Error::unsteerable)
 }
 
 #[cfg(target_os = "linux")]
 pub fn steer(chosen: &Socket, index: usize, all: &[Socket; 2]) -> Result<(), Error> {
-    use std::os::fd::AsFd;
-
-    sys::attach_reuseport_index(chosen.as_fd(), index as u32).map_err(Error::unsteerable)?;
+    choose(chosen, index)?;
     for socket in all {
         match socket.detach_filter() {
             // It was let go before.
@@ -80,8 +103,13 @@ pub fn queue(socket: &Socket) -> Result<u32, Error> {
 
 // Elsewhere sockets of one port cannot be steered: the caller falls back to plain overlap.
 #[cfg(not(target_os = "linux"))]
-fn hold(_socket: &Socket) -> Result<(), Error> {
+fn hold(_socket: &Socket) -> io::Result<()> {
     Ok(())
+}
+
+#[cfg(not(target_os = "linux"))]
+fn choose(_socket: &Socket, _side: usize) -> Result<(), Error> {
+    Err(Error::unsteerable(rustix::io::Errno::OPNOTSUPP.into()))
 }
 
 #[cfg(not(target_os = "linux"))]

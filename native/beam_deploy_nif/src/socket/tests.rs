@@ -11,7 +11,7 @@ const BACKLOG: i32 = 128;
 
 fn pair(ip: impl Into<IpAddr>) -> Result<(Pair, SocketAddr), Error> {
     let ip = ip.into();
-    let pair = Pair::inet((ip, 0).into(), Some(false), BACKLOG, true)?;
+    let pair = Pair::inet((ip, 0).into(), Some(false), BACKLOG, true, 0)?;
     let address = (ip, pair.port()?).into();
     Ok((pair, address))
 }
@@ -57,7 +57,13 @@ fn a_dual_stack_pair_steers_both_kinds() -> Result<(), Error> {
     await_true("two connections", || Ok(pair.queue(1)? == 2))?;
     assert_eq!(pair.queue(0)?, 0);
 
-    let only = Pair::inet((Ipv6Addr::LOCALHOST, 0).into(), Some(true), BACKLOG, true)?;
+    let only = Pair::inet(
+        (Ipv6Addr::LOCALHOST, 0).into(),
+        Some(true),
+        BACKLOG,
+        true,
+        0,
+    )?;
     only.steer(0)?;
     assert!(TcpStream::connect((Ipv4Addr::LOCALHOST, only.port()?)).is_err());
     Ok(())
@@ -78,12 +84,35 @@ fn nobody_gets_in_before_the_first_steering() -> Result<(), Error> {
 }
 
 #[test]
+fn where_connections_cannot_be_held_back_they_go_to_the_first_side() -> Result<(), Error> {
+    let refused = |_socket: &Socket| Err(std::io::Error::from_raw_os_error(libc::EPERM));
+    for first in [0, 1] {
+        let any = (Ipv4Addr::LOCALHOST, 0).into();
+        let sides = inet::open_held_by(refused, any, None, BACKLOG, first)?;
+        let pair = Pair::new(sides, Place::Inet);
+        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, pair.port()?));
+        let mut clients = Vec::new();
+        for _ in 0..20 {
+            clients.push(TcpStream::connect(address)?);
+        }
+        assert_eq!(pair.queue(first)?, 20);
+        let other = 1 - first;
+        pair.steer(other)?;
+        for _ in 0..20 {
+            clients.push(TcpStream::connect(address)?);
+        }
+        assert_eq!((pair.queue(first)?, pair.queue(other)?), (20, 20));
+    }
+    Ok(())
+}
+
+#[test]
 fn an_address_that_somebody_listens_on_is_refused() -> Result<(), Error> {
     let (pair, address) = pair(Ipv4Addr::LOCALHOST)?;
     let in_use = |result| matches!(result, Err(Error::Os(libc::EADDRINUSE)));
-    assert!(in_use(Pair::inet(address, None, BACKLOG, true)));
+    assert!(in_use(Pair::inet(address, None, BACKLOG, true, 0)));
     pair.close()?;
-    assert!(Pair::inet(address, None, BACKLOG, true).is_ok());
+    assert!(Pair::inet(address, None, BACKLOG, true, 0).is_ok());
     Ok(())
 }
 
