@@ -13,6 +13,20 @@ defmodule BeamDeploy.Integration.ListenerTest do
   @loopback {127, 0, 0, 1}
   @swaps 5
 
+  # One that its own authority has signed, for this run alone.
+  defp certificate(directory) do
+    # SHA-1, the default, is refused by either side.
+    strong = [digest: :sha256, key: {:namedCurve, :secp256r1}]
+    made = :public_key.pkix_test_data(%{root: strong, peer: strong})
+    entries = [certfile: {:Certificate, made[:cert]}, keyfile: made[:key]]
+
+    for {name, {type, der}} <- entries do
+      path = Path.join(directory, "#{name}.pem")
+      File.write!(path, :public_key.pem_encode([{type, der, :not_encrypted}]))
+      {name, path}
+    end
+  end
+
   # What each version listens on.
   defp listeners(by_version), do: %{"SAMPLE_LISTENERS" => inspect(by_version)}
 
@@ -196,6 +210,31 @@ defmodule BeamDeploy.Integration.ListenerTest do
     {_output, 0} = rpc(instance, "System.stop()")
     await_exit(instance)
     assert File.ls!(directory) == []
+  end
+
+  test "TLS: ssl listens on the parent's socket as well", %{tmp_dir: tmp_dir} do
+    # From Elixir 1.15 on Mix hides what the project does not list.
+    if function_exported?(Mix, :ensure_application!, 1),
+      do: apply(Mix, :ensure_application!, [:ssl])
+
+    {:ok, _started} = Application.ensure_all_started(:ssl)
+    port = Http.free_port()
+    tls = [{port, ip: @loopback, tls: certificate(tmp_dir)}]
+    tarballs = Map.new(["0.1.0", "0.2.0"], &{&1, SampleRelease.tarball(&1, :tls)})
+
+    environment = listeners(%{"0.1.0" => tls, "0.2.0" => tls})
+    instance = start(tmp_dir, variant: :tls, environment: environment)
+
+    loads = for kind <- [:connect, :keepalive], do: {kind, Load.start(kind, {:tls, port})}
+
+    for number <- 1..@swaps,
+        do:
+          assert(upgrade(instance, tarballs[Enum.at(["0.1.0", "0.2.0"], rem(number, 2))]) == :ok)
+
+    for {kind, load} <- loads do
+      assert %{failures: [], requests: requests} = Load.stop(load)
+      assert requests > 100, "only #{requests} requests of the kind #{kind}"
+    end
   end
 
   test "overlap can be asked for, and is said", %{tmp_dir: tmp_dir} do

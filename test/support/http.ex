@@ -29,16 +29,27 @@ defmodule BeamDeploy.Test.Http do
   @doc "A request on an open connection (`packet: :http_bin`), which stays open."
   def request(socket, path, timeout \\ 30_000, headers \\ "") do
     with :ok <-
-           :gen_tcp.send(socket, "GET #{path} HTTP/1.1\r\nhost: localhost\r\n#{headers}\r\n"),
-         {:ok, {:http_response, _version, status, _reason}} <- :gen_tcp.recv(socket, 0, timeout),
+           transport(socket).send(
+             socket,
+             "GET #{path} HTTP/1.1\r\nhost: localhost\r\n#{headers}\r\n"
+           ),
+         {:ok, {:http_response, _version, status, _reason}} <-
+           transport(socket).recv(socket, 0, timeout),
          {:ok, headers} <- headers(socket, %{}, timeout),
          {:ok, body} <- body(socket, headers, timeout) do
       {:ok, %{status: status, headers: headers, body: body}}
     end
   end
 
+  @doc "The module of an open connection's functions: gen_tcp's, or ssl's for one of TLS."
+  def transport(socket) when is_port(socket), do: :gen_tcp
+  def transport(_tls), do: :ssl
+
+  defp setopts(socket, options) when is_port(socket), do: :inet.setopts(socket, options)
+  defp setopts(socket, options), do: :ssl.setopts(socket, options)
+
   defp headers(socket, headers, timeout) do
-    case :gen_tcp.recv(socket, 0, timeout) do
+    case transport(socket).recv(socket, 0, timeout) do
       {:ok, {:http_header, _, name, _, value}} ->
         headers(
           socket,
@@ -57,9 +68,9 @@ defmodule BeamDeploy.Test.Http do
   defp body(_socket, %{"content-length" => "0"}, _timeout), do: {:ok, ""}
 
   defp body(socket, %{"content-length" => length}, timeout) do
-    :ok = :inet.setopts(socket, packet: :raw)
-    result = :gen_tcp.recv(socket, String.to_integer(length), timeout)
-    :ok = :inet.setopts(socket, packet: :http_bin)
+    :ok = setopts(socket, packet: :raw)
+    result = transport(socket).recv(socket, String.to_integer(length), timeout)
+    :ok = setopts(socket, packet: :http_bin)
     result
   end
 end

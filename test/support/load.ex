@@ -8,7 +8,8 @@ defmodule BeamDeploy.Test.Load do
   @rest 5
   @options [:binary, active: false, packet: :http_bin, nodelay: true]
 
-  @doc "Starts clients of a kind (`:connect` or `:keepalive`); the address is a port of loopback, or `{host, port}`."
+  @doc "Starts clients of a kind (`:connect` or `:keepalive`); the address is a port of loopback, `{host, port}`, or
+  `{:tls, port}` for a port of loopback that speaks TLS."
   def start(kind, address, clients \\ 4) do
     stop = :atomics.new(1, [])
 
@@ -60,10 +61,14 @@ defmodule BeamDeploy.Test.Load do
     end
   end
 
+  # Whose certificate it is does not matter here.
+  defp open(nil, {:tls, port}),
+    do: :ssl.connect({127, 0, 0, 1}, port, [{:verify, :verify_none} | @options], 20_000)
+
   defp open(nil, {host, port}), do: :gen_tcp.connect(host, port, @options, 20_000)
 
   defp open(connection, address) do
-    case :gen_tcp.recv(connection, 0, 0) do
+    case Http.transport(connection).recv(connection, 0, 0) do
       {:error, :timeout} -> {:ok, connection}
       {:error, :closed} -> open(close(connection), address)
       unexpected -> unexpected
@@ -78,7 +83,7 @@ defmodule BeamDeploy.Test.Load do
   defp close(nil), do: nil
 
   defp close(connection) do
-    :ok = :gen_tcp.close(connection)
+    :ok = Http.transport(connection).close(connection)
     nil
   end
 end

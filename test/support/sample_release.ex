@@ -40,7 +40,13 @@ defmodule BeamDeploy.Test.SampleRelease do
 
   defp build(path, app, version, variant) do
     # Mix does not notice that a version, a name or applications out of the environment have changed.
-    more = if System.get_env("SAMPLE_APPLICATIONS"), do: "-large", else: ""
+    more =
+      cond do
+        System.get_env("SAMPLE_APPLICATIONS") -> "-large"
+        variant == :tls -> "-tls"
+        true -> ""
+      end
+
     build = Fixture.build_path("sample/#{app}-#{version}#{more}")
 
     environment = [
