@@ -127,8 +127,9 @@ defmodule BeamDeploy.PeerNode.Console do
       {^port, :eof} ->
         halt_without_parent()
 
+      # Closed, as it is by a halt that waits until all is written: another one that does not would cut it short.
       {:EXIT, ^port, _reason} ->
-        halt_without_parent()
+        :erlang.halt(1)
 
       # Every application but kernel has stopped. Up to OTP 28 the kernel would now sleep for a second, to let a
       # `user` that it knows finish printing; this one prints before it answers.
@@ -176,6 +177,8 @@ defmodule BeamDeploy.PeerNode.Console do
     case :unicode.characters_to_binary(characters, encoding, :unicode) do
       bytes when is_binary(bytes) ->
         true = Port.command(port, bytes)
+        # The command may still be on its way to the port. A question is answered behind it.
+        _size = Port.info(port, :queue_size)
         :ok
 
       {_error_or_incomplete, _encoded, _rest} ->
