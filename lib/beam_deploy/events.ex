@@ -91,7 +91,7 @@ defmodule BeamDeploy.Events do
       # The sentence only: what a peer printed is in the log already.
       {:error, reason} ->
         Logger.error(
-          "beam_deploy: #{label(kind)} #{describe(metadata)} failed after #{milliseconds} ms: " <>
+          "beam_deploy: #{label(kind)} #{describe(metadata)} failed after #{text(milliseconds)} ms: " <>
             Error.sentence(reason)
         )
 
@@ -102,7 +102,7 @@ defmodule BeamDeploy.Events do
         )
 
       _done ->
-        Logger.info("beam_deploy: #{label(kind)} #{describe(metadata)} #{milliseconds} ms")
+        Logger.info("beam_deploy: #{label(kind)} #{describe(metadata)} #{text(milliseconds)} ms")
         emit([kind, :phase, :stop], %{duration: duration}, metadata)
     end
   end
@@ -125,8 +125,14 @@ defmodule BeamDeploy.Events do
 
   defp put_duration(metadata, _measurements), do: metadata
 
-  defp milliseconds(duration),
+  @doc "A duration in native units as milliseconds, with one decimal."
+  @spec milliseconds(integer()) :: float()
+  def milliseconds(duration),
     do: Float.round(duration / System.convert_time_unit(1, :second, :native) * 1000, 1)
+
+  @doc "The same to be printed. Newer versions of Elixir would make `1.7e3` of some."
+  @spec text(number()) :: String.t()
+  def text(milliseconds), do: :erlang.float_to_binary(milliseconds * 1.0, decimals: 1)
 
   # The :telemetry application is used where it is there, and asked for nowhere.
   defp telemetry(event, measurements, metadata) do

@@ -328,6 +328,5 @@ defmodule BeamDeploy.HotUpgrade do
 
   defp phase(phase, function), do: Events.span(:hot_upgrade, phase, %{}, function)
 
-  defp milliseconds(native),
-    do: Float.round(System.convert_time_unit(native, :native, :microsecond) / 1000, 1)
+  defp milliseconds(native), do: native |> Events.milliseconds() |> Events.text()
 end

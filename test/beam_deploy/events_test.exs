@@ -30,6 +30,13 @@ defmodule BeamDeploy.EventsTest do
     assert_received {:beam_deploy, [:swap, :stop], %{to: "2", duration_ms: _}}
   end
 
+  test "round durations are printed as numbers that an operator reads" do
+    duration = System.convert_time_unit(1_700, :millisecond, :native)
+    log = capture_log(fn -> Events.told(:swap, :boot, %{version: "2"}, duration, :ok) end)
+    assert log =~ "swap boot version=2 1700.0 ms"
+    assert_received {:beam_deploy, [:swap, :phase, :stop], %{duration_ms: 1_700.0}}
+  end
+
   test "failures are told, returned and raised, and the log has a sentence without what a peer printed" do
     reason = {:boot_failed, %{version: "2", output: "SECRET in the output"}}
 

@@ -3,7 +3,7 @@ defmodule BeamDeploy.Events.Terminal do
   # Responsible for: the progress of an upgrade on the terminal of whoever asked for it.
   # Not for: the upgrade, which neither waits for the terminal nor ends with it.
 
-  alias BeamDeploy.Error
+  alias BeamDeploy.{Error, Events}
   alias BeamDeploy.Events.Subscribers
 
   # A terminal that is held (Ctrl-S) keeps its user from the answer no longer than this.
@@ -78,8 +78,7 @@ defmodule BeamDeploy.Events.Terminal do
   defp column(name), do: name |> to_string() |> String.pad_trailing(12)
 
   defp duration(%{duration_ms: milliseconds}) do
-    text = :erlang.float_to_binary(milliseconds * 1.0, decimals: 1)
-    [String.pad_leading(text, 9), " ms"]
+    [milliseconds |> Events.text() |> String.pad_leading(9), " ms"]
   end
 
   defp duration(_metadata), do: ""
