@@ -269,10 +269,12 @@ defmodule BeamDeploy.HotUpgrade do
 
   defp pause(staged, options) do
     path = :code.get_path()
+    migrants = migrants(staged.targets, staged.facts)
 
     outcome =
       Pause.run(%{
-        migration: Migration.prepare(migrants(staged.targets, staged.facts), staged.known),
+        migration: Migration.prepare(migrants, staged.known),
+        modes: Migration.modes(migrants),
         newcomers: &newcomers(&1, staged),
         loader: staged.loader,
         installation: staged.installation,

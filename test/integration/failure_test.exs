@@ -4,7 +4,7 @@ defmodule BeamDeploy.Integration.FailureTest do
 
   import BeamDeploy.Test.Instance
   import BeamDeploy.Test.LogFile
-  alias BeamDeploy.Test.{Epmd, Http, SampleRelease, Tarball, Wait}
+  alias BeamDeploy.Test.{Epmd, Http, Root, SampleRelease, Tarball, Wait}
 
   @moduletag :tmp_dir
   @moduletag :integration
@@ -130,17 +130,14 @@ defmodule BeamDeploy.Integration.FailureTest do
     end
   end
 
-  if match?({"0\n", 0}, System.cmd("id", ["-u"])) do
+  if Root.root?() do
     # Only root may mount a file system.
     test "a disk that is full leaves the old peer serving, and gets its space back", %{
       tmp_dir: tmp_dir
     } do
       tarball = SampleRelease.tarball("0.2.0")
       mount = Path.join(tmp_dir, "small")
-      File.mkdir_p!(mount)
-      options = ["-t", "tmpfs", "-o", "size=4m,mode=0700", "tmpfs", mount]
-      {_output, 0} = System.cmd("mount", options)
-      on_exit(fn -> System.cmd("umount", ["-l", mount]) end)
+      :ok = Root.mount_disk(mount, "size=4m,mode=0700")
       instance = start(tmp_dir, store: Path.join(mount, "store"))
       used = fn -> elem(System.cmd("du", ["-s", "--exclude=state", mount]), 0) end
       before = used.()

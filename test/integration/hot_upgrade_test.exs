@@ -5,7 +5,7 @@ defmodule BeamDeploy.Integration.HotUpgradeTest do
   import BeamDeploy.Test.HotRelease
   import BeamDeploy.Test.LogFile
 
-  alias BeamDeploy.Test.{HotRelease, Wait}
+  alias BeamDeploy.Test.{HotRelease, Root, Wait}
 
   @moduletag :integration
   @moduletag :tmp_dir
@@ -523,12 +523,10 @@ defmodule BeamDeploy.Integration.HotUpgradeTest do
   end
 
   # Only root may mount a file system.
-  if match?({"0\n", 0}, System.cmd("id", ["-u"])) do
+  if Root.root?() do
     test "on a full disk nothing has changed, and the space is given back", %{tmp_dir: dir} do
       mount = Path.join(dir, "mount")
-      File.mkdir_p!(mount)
-      {_, 0} = System.cmd("mount", ["-t", "tmpfs", "-o", "size=80m", "tmpfs", mount])
-      on_exit(fn -> System.cmd("umount", ["-l", mount]) end)
+      :ok = Root.mount_disk(mount, "size=80m")
       release = start(mount, tarball("0.1.0", 1))
       before = {eval!(release, @snapshot), files(release)}
 

@@ -6,7 +6,7 @@ defmodule BeamDeploy.Test.Instance do
   import BeamDeploy.Test.LogFile
   import ExUnit.Callbacks, only: [on_exit: 1]
 
-  alias BeamDeploy.Test.{Http, SampleRelease, Wait}
+  alias BeamDeploy.Test.{Http, Root, SampleRelease, Wait}
 
   defstruct [:root, :port, :name, :environment, :log, :store, :shell]
 
@@ -94,10 +94,9 @@ defmodule BeamDeploy.Test.Instance do
 
   # Without the capabilities that whoever runs the tests may have: some system calls ask for them.
   defp as_a_service(command) do
-    case System.cmd("id", ["-u"]) do
-      {"0\n", 0} -> ["/usr/bin/setpriv", "--bounding-set=-all", "--inh-caps=-all" | command]
-      _ordinary -> command
-    end
+    if Root.root?(),
+      do: ["/usr/bin/setpriv", "--bounding-set=-all", "--inh-caps=-all" | command],
+      else: command
   end
 
   defp bin(instance), do: Path.join(instance.root, "bin/sample")

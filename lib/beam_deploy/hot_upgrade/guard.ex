@@ -33,10 +33,10 @@ defmodule BeamDeploy.HotUpgrade.Guard do
   end
 
   @doc "`BeamDeploy.HotUpgrade.Installation.commit/1`, with which the upgrade is done."
-  @spec commit(pid(), Installation.t()) :: :ok | {:error, term()}
-  def commit(guard, installation) do
+  @spec commit(pid()) :: :ok | {:error, term()}
+  def commit(guard) do
     monitor = Process.monitor(guard)
-    send(guard, {:commit, self(), monitor, installation})
+    send(guard, {:commit, self(), monitor})
 
     receive do
       {^monitor, result} ->
@@ -77,8 +77,8 @@ defmodule BeamDeploy.HotUpgrade.Guard do
       {:add, migrants} ->
         watch(monitor, %{known | migrants: migrants ++ known.migrants}, committed?)
 
-      {:commit, from, reference, installation} ->
-        result = Installation.commit(installation)
+      {:commit, from, reference} ->
+        result = Installation.commit(known.installation)
         send(from, {reference, result})
         watch(monitor, known, result == :ok)
 

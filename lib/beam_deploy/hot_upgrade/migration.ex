@@ -25,9 +25,11 @@ defmodule BeamDeploy.HotUpgrade.Migration do
           group: SystemMessages.group(),
           migrating: SystemMessages.group(),
           nobody: SystemMessages.nobody(),
-          known: MapSet.t(pid()),
-          modes: %{module() => term()}
+          known: MapSet.t(pid())
         }
+
+  @typedoc "How the `gen_statem`s among the modules are called."
+  @type modes :: %{module() => [atom()]}
 
   @type failure :: %{pid: pid(), module: module(), reason: term()}
 
@@ -67,8 +69,7 @@ defmodule BeamDeploy.HotUpgrade.Migration do
       group: group,
       migrating: migrating(group),
       nobody: SystemMessages.nobody(),
-      known: known,
-      modes: modes(migrants)
+      known: known
     }
   end
 
@@ -138,7 +139,9 @@ defmodule BeamDeploy.HotUpgrade.Migration do
       else: {:error, {:suspend_failed, pids(answers.silent)}, migration}
   end
 
-  defp modes(migrants) do
+  @doc "To be asked while the old code is loaded; see `check_modes/1`."
+  @spec modes([migrant()]) :: modes()
+  def modes(migrants) do
     modules =
       for %{kind: :server, modules: modules} <- migrants,
           module <- modules,
@@ -157,9 +160,10 @@ defmodule BeamDeploy.HotUpgrade.Migration do
   With the new code loaded: whether each `gen_statem` is called as before. It takes a new way to be called from the new
   module and cannot be given back the old one, so this is refused while all can be undone.
   """
-  @spec check_modes(t()) :: :ok | {:error, {:load_failed, [{module(), :callback_mode_changed}]}}
-  def check_modes(migration) do
-    case for {module, mode} <- migration.modes, mode(module) != mode, do: module do
+  @spec check_modes(modes()) ::
+          :ok | {:error, {:load_failed, [{module(), :callback_mode_changed}]}}
+  def check_modes(modes) do
+    case for {module, mode} <- modes, mode(module) != mode, do: module do
       [] -> :ok
       changed -> {:error, {:load_failed, Enum.map(changed, &{&1, :callback_mode_changed})}}
     end
@@ -169,7 +173,7 @@ defmodule BeamDeploy.HotUpgrade.Migration do
   @spec change(t(), timeout()) :: {:ok, t()} | {:error, [failure()], t()}
   def change(migration, timeout) do
     group = migration.migrating
-    asked = SystemMessages.ask(group, :changed, & &1.migrations, migration.nobody)
+    asked = SystemMessages.ask(group, :changed, & &1.migrations)
     answers = SystemMessages.await(asked, deadline(timeout))
     refused = refused(answers.answered, group)
 
@@ -218,12 +222,7 @@ defmodule BeamDeploy.HotUpgrade.Migration do
 
     :ok = SystemMessages.tell(migration.migrating, migration.nobody, restored)
 
-    SystemMessages.ask(
-      migration.migrating,
-      :restored,
-      fn _migrant -> [:suspend] end,
-      migration.nobody
-    )
+    SystemMessages.ask(migration.migrating, :restored, fn _migrant -> [:suspend] end)
   end
 
   @doc """

@@ -10,6 +10,7 @@ defmodule BeamDeploy.HotUpgrade.Pause do
   @typedoc "What has been prepared while everything ran."
   @type prepared :: %{
           migration: Migration.t(),
+          modes: Migration.modes(),
           newcomers: (MapSet.t(pid()) -> {[Migration.migrant()], MapSet.t(pid())}),
           loader: Loader.t(),
           installation: Installation.t(),
@@ -91,7 +92,7 @@ defmodule BeamDeploy.HotUpgrade.Pause do
       timed(timings, :migrate, fn ->
         with :ok <- CodePath.set(prepared.path.next),
              :ok <- Loader.load_native(prepared.loader),
-             :ok <- Migration.check_modes(migration),
+             :ok <- Migration.check_modes(prepared.modes),
              {:ok, migration} <- Migration.change(migration, prepared.code_change_timeout) do
           commit(prepared, migration)
         end
@@ -113,7 +114,7 @@ defmodule BeamDeploy.HotUpgrade.Pause do
   end
 
   defp commit(prepared, migration) do
-    with :ok <- Guard.commit(prepared.guard, prepared.installation), do: {:ok, migration}
+    with :ok <- Guard.commit(prepared.guard), do: {:ok, migration}
   end
 
   defp undo(prepared, migration, reason, timings) do

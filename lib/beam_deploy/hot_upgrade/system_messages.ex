@@ -78,12 +78,14 @@ defmodule BeamDeploy.HotUpgrade.SystemMessages do
     end)
   end
 
-  @doc """
-  Sends messages to each process and asks for the answers, which `await/2` collects. What is to be told right behind
-  them, without another turn of each process, is given as a function as well.
-  """
-  @spec ask(group(), atom(), (map() -> [term()]), nobody(), (map() -> [term()])) :: question()
-  def ask(group, label, messages, nobody, told \\ fn _target -> [] end) do
+  @doc "Sends messages to each process and asks for the answers, which `await/2` collects."
+  @spec ask(group(), atom(), (map() -> [term()])) :: question()
+  def ask(group, label, messages), do: ask(group, label, messages, nil, fn _target -> [] end)
+
+  @doc "The same, and tells each process something right behind it, without another turn of the process."
+  @spec ask(group(), atom(), (map() -> [term()]), nobody() | nil, (map() -> [term()])) ::
+          question()
+  def ask(group, label, messages, nobody, told) do
     self = self()
 
     owed =
@@ -91,7 +93,7 @@ defmodule BeamDeploy.HotUpgrade.SystemMessages do
         from = {self, [[:alias | monitor] | label]}
         messages = messages.(target)
         Enum.each(messages, &send(target.pid, {:system, from, &1}))
-        Enum.each(told.(target), &send(target.pid, {:system, nobody, &1}))
+        tell_one({monitor, target}, nobody, told)
         owed + length(messages)
       end)
 

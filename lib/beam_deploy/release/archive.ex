@@ -153,9 +153,10 @@ defmodule BeamDeploy.Release.Archive do
   def unpack(path, destination, options \\ []) do
     with :ok <- verify(path),
          {:ok, sha256} <- extract_to(path, destination, options[:link_from], options) do
-      with :ok <- check_sha256(sha256, options[:sha256]) do
-        {:ok, sha256}
-      else
+      case check_sha256(sha256, options[:sha256]) do
+        :ok ->
+          {:ok, sha256}
+
         {:error, reason} ->
           File.rm_rf!(destination)
           {:error, reason}

@@ -122,12 +122,16 @@ defmodule BeamDeploy.HotUpgrade.RefreshTest do
     assert LiveView.render_again(MapSet.new([__MODULE__]), true) == {:ok, 0}
   end
 
+  @endpoint_supervisor """
+  defmodule Phoenix.Endpoint.Supervisor do
+    use Supervisor
+    def init(_), do: Supervisor.init([], strategy: :one_for_one)
+  end
+  """
+
   test "endpoints read their manifest again", %{tmp_dir: dir} do
     load(dir, """
-    defmodule Phoenix.Endpoint.Supervisor do
-      use Supervisor
-      def init(_), do: Supervisor.init([], strategy: :one_for_one)
-    end
+    #{@endpoint_supervisor}
 
     defmodule BD.Endpoint do
       def config_change(changed, removed), do: :persistent_term.put(BD.Endpoint, {changed, removed})
@@ -142,10 +146,7 @@ defmodule BeamDeploy.HotUpgrade.RefreshTest do
 
   test "changed stylesheets are named as the endpoint serves them from now on", %{tmp_dir: dir} do
     load(dir, """
-    defmodule Phoenix.Endpoint.Supervisor do
-      use Supervisor
-      def init(_), do: Supervisor.init([], strategy: :one_for_one)
-    end
+    #{@endpoint_supervisor}
 
     defmodule BD.Styled do
       def config(:otp_app), do: :bd_styled

@@ -6,11 +6,11 @@ defmodule BeamDeploy.Release.StoreTest do
 
   alias BeamDeploy.Release
   alias BeamDeploy.Release.{Archive, Store}
-  alias BeamDeploy.Test.StoreWorker
+  alias BeamDeploy.Test.{Root, StoreWorker}
 
   @moduletag :tmp_dir
 
-  @root? System.cmd("id", ["-u"]) == {"0\n", 0}
+  @root? Root.root?()
 
   setup %{tmp_dir: tmp} do
     base = base!(tmp, "0.1.0")
@@ -421,12 +421,7 @@ defmodule BeamDeploy.Release.StoreTest do
   if @root? do
     test "a full disk is told, and given back", context do
       mount = Path.join(context.tmp_dir, "small")
-      File.mkdir_p!(mount)
-
-      {_output, 0} =
-        System.cmd("mount", ["-t", "tmpfs", "-o", "size=2m,mode=0700", "tmpfs", mount])
-
-      on_exit(fn -> System.cmd("umount", ["-l", mount]) end)
+      :ok = Root.mount_disk(mount, "size=2m,mode=0700")
 
       {:ok, store} = Store.open(Path.join(mount, "store"), context.base)
       used = fn -> elem(System.cmd("du", ["-s", mount]), 0) end
