@@ -7,4 +7,9 @@ namespaces? =
   Enum.all?(["unshare", "ip"], &System.find_executable/1) and
     match?({_, 0}, System.cmd("unshare", ["--net", "ip", "link"], stderr_to_stdout: true))
 
-ExUnit.start(exclude: if(namespaces?, do: [], else: [:namespaces]))
+# A busy machine takes its time.
+ExUnit.start(
+  exclude: if(namespaces?, do: [], else: [:namespaces]),
+  timeout: 600_000,
+  assert_receive_timeout: 10_000
+)

@@ -136,7 +136,7 @@ defmodule BeamDeploy.PlugTest do
 
       assert [{{:idle, _, nil}, ^connection}, {{:idle, _, nil}, ^connection}] = Task.await(task)
       goaway = <<0, 0, 8, 7, 0, 0, 0, 0, 0, 0x7F, 0xFF, 0xFF, 0xFF, 0, 0, 0, 0>>
-      assert {:ok, ^goaway} = :gen_tcp.recv(client, 17, 1_000)
+      assert {:ok, ^goaway} = :gen_tcp.recv(client, 17, 10_000)
       assert {:error, :timeout} = :gen_tcp.recv(client, 0, 50)
     end
 

@@ -8,7 +8,6 @@ defmodule BeamDeploy.Integration.FailureTest do
 
   @moduletag :tmp_dir
   @moduletag :integration
-  @moduletag timeout: 180_000
 
   # What must hold after a swap that failed before its cutover.
   defp assert_untouched(instance, os_pids) do
@@ -284,28 +283,36 @@ defmodule BeamDeploy.Integration.FailureTest do
     end
 
     test "during a swap leaves the new version serving", %{tmp_dir: tmp_dir} do
-      tarball = SampleRelease.tarball("0.2.0")
-      instance = start(tmp_dir)
-      blue = peer_os_pid(instance)
-      upgrade = Task.async(fn -> upgrade(instance, tarball) end)
-      Wait.until(fn -> length(peer_os_pids(instance)) == 2 end)
-      signal(blue, "KILL")
+      {instance, upgrade} = ends_during_a_swap(tmp_dir)
+      set_gate(tmp_dir, "open")
       assert Task.await(upgrade, 60_000) == :ok
       assert version(instance) == "0.2.0"
       assert length(os_pids(instance)) == 2
     end
 
     test "during a swap that fails is booted again", %{tmp_dir: tmp_dir} do
-      tarball = SampleRelease.tarball("0.2.0", :crashes_at_boot)
-      instance = start(tmp_dir)
-      blue = peer_os_pid(instance)
-      upgrade = Task.async(fn -> upgrade(instance, tarball) end)
-
-      Wait.until(fn -> length(peer_os_pids(instance)) == 2 end)
-      signal(blue, "KILL")
+      {instance, upgrade} = ends_during_a_swap(tmp_dir)
+      set_gate(tmp_dir, "crash 0.2.0")
       assert {:error, {:boot_failed, _details}} = Task.await(upgrade, 60_000)
       assert {:ok, %{status: 200, body: "0.1.0"}} = Http.get(instance.port, "/version")
       assert length(os_pids(instance)) == 2
+    end
+
+    # While the new one is held at its boot.
+    defp ends_during_a_swap(tmp_dir) do
+      tarball = SampleRelease.tarball("0.2.0")
+      instance = start(tmp_dir)
+      set_gate(tmp_dir, "hold")
+      blue = peer_os_pid(instance)
+      upgrade = Task.async(fn -> upgrade(instance, tarball) end)
+      Wait.until(fn -> length(peer_os_pids(instance)) == 2 end)
+      signal(blue, "KILL")
+
+      Wait.until(fn ->
+        eval!(instance, "BeamDeploy.status()") == %{active_node: nil, upgrading: true}
+      end)
+
+      {instance, upgrade}
     end
   end
 

@@ -9,7 +9,6 @@ defmodule BeamDeploy.Integration.HotUpgradeTest do
 
   @moduletag :integration
   @moduletag :tmp_dir
-  @moduletag timeout: 180_000
 
   # Workers 1 to 3, of which 2 is the one that makes trouble in some variants; 4 hibernates.
   @workers """

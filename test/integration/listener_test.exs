@@ -8,7 +8,6 @@ defmodule BeamDeploy.Integration.ListenerTest do
 
   @moduletag :tmp_dir
   @moduletag :integration
-  @moduletag timeout: 300_000
 
   @loopback {127, 0, 0, 1}
   @swaps 5

@@ -8,7 +8,6 @@ defmodule BeamDeploy.Integration.OperatorTest do
 
   @moduletag :tmp_dir
   @moduletag :integration
-  @moduletag timeout: 180_000
 
   defp deploy(instance, arguments, options \\ []) do
     System.cmd(

@@ -7,7 +7,6 @@ defmodule BeamDeploy.Integration.StaticTest do
 
   @moduletag :tmp_dir
   @moduletag :integration
-  @moduletag timeout: 180_000
 
   # As the fixture's mix.exs makes them.
   defp script(version), do: "console.log('sample #{version}')"

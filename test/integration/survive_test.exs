@@ -8,7 +8,6 @@ defmodule BeamDeploy.Integration.SurviveTest do
 
   @moduletag :tmp_dir
   @moduletag :integration
-  @moduletag timeout: 180_000
 
   defp deployed(tmp_dir, options \\ []) do
     instance = start(tmp_dir, options)

@@ -8,7 +8,6 @@ defmodule BeamDeploy.Integration.SwapTest do
 
   @moduletag :tmp_dir
   @moduletag :integration
-  @moduletag timeout: 180_000
 
   test "an upgrade replaces the peer and nothing else", %{tmp_dir: tmp_dir} do
     instance = start(tmp_dir)
@@ -197,8 +196,11 @@ defmodule BeamDeploy.Integration.SwapTest do
     upgrade = Task.async(fn -> upgrade(instance, tarball) end)
     Wait.until(fn -> version(instance) == "0.2.0" end)
 
-    # The old peer is still at its request.
-    assert eval!(instance, "BeamDeploy.status()") == %{active_node: green, upgrading: true}
+    # The old peer is still at its request, and the parent hears of the cutover a moment after clients do.
+    Wait.until(fn ->
+      eval!(instance, "BeamDeploy.status()") == %{active_node: green, upgrading: true}
+    end)
+
     assert eval_in_peer!(instance, "BeamDeploy.outgoing_peer()") == blue
     assert eval!(instance, ":erpc.call(:\"#{blue}\", BeamDeploy, :incoming_peer, [])") == green
     assert upgrade(instance, SampleRelease.tarball("0.1.0")) == {:error, :upgrade_in_progress}
@@ -243,8 +245,6 @@ defmodule BeamDeploy.Integration.SwapTest do
       File.touch!(file)
       assert {:ok, %{status: 200, body: "0.1.0"}} = Task.await(slow, 30_000)
       assert Task.await(upgrade, 60_000) == :ok
-      phases = eval!(instance, "BeamDeploy.info().last_swap.phases")
-      assert phases[:drain] > 1_000 == waits?
       assert log(instance) =~ overdue == not waits?
     end
   end

@@ -1,5 +1,5 @@
 defmodule BeamDeploy.Integration.WaitingTest do
-  # What is asked for while no peer serves: it waits for the boot that is under way. SAMPLE_GATE says what becomes of that.
+  # What is asked for while no peer serves: it waits for the boot that is under way.
   use ExUnit.Case, async: true
 
   import BeamDeploy.Test.Instance
@@ -8,20 +8,10 @@ defmodule BeamDeploy.Integration.WaitingTest do
 
   @moduletag :tmp_dir
   @moduletag :integration
-  @moduletag timeout: 180_000
 
-  setup %{tmp_dir: tmp_dir} do
+  setup do
     for version <- ["0.1.0", "0.2.0", "0.3.0"], do: SampleRelease.tarball(version)
-    %{gate: Path.join(tmp_dir, "gate")}
-  end
-
-  defp start_gated(%{tmp_dir: tmp_dir, gate: gate}, options \\ []),
-    do: start(tmp_dir, [environment: %{"SAMPLE_GATE" => gate}] ++ options)
-
-  defp set(gate, what) do
-    # Never seen half written.
-    File.write!(gate <> ".new", what)
-    File.rename!(gate <> ".new", gate)
+    :ok
   end
 
   # Asks for it, and returns once it waits.
@@ -46,15 +36,15 @@ defmodule BeamDeploy.Integration.WaitingTest do
 
   # Its first peer is held before it serves.
   defp held_first(context) do
-    set(context.gate, "hold")
-    instance = start_gated(context, await: false)
+    set_gate(context.tmp_dir, "hold")
+    instance = start(context.tmp_dir, await: false)
     Wait.until(fn -> match?([_], peer_os_pids(instance)) end, timeout: 20_000)
     instance
   end
 
   # Its peer is gone, and the next one is held before it serves.
-  defp killed_and_held(instance, gate) do
-    set(gate, "hold")
+  defp killed_and_held(instance, tmp_dir) do
+    set_gate(tmp_dir, "hold")
     peer = peer_os_pid(instance)
     signal(peer, "KILL")
     Wait.until(fn -> match?([next] when next != peer, peer_os_pids(instance)) end)
@@ -78,7 +68,7 @@ defmodule BeamDeploy.Integration.WaitingTest do
       assert eval!(instance, ~s|BeamDeploy.hot_upgrade("/nowhere", otp_app: :sample)|) ==
                {:error, :upgrade_in_progress}
 
-      set(context.gate, "open")
+      set_gate(context.tmp_dir, "open")
       assert {output, 0} = answer(asked)
       assert output =~ "waiting for a peer of release 0.1.0 that is being booted"
       assert output =~ ~r/^:ok$/m
@@ -103,7 +93,7 @@ defmodule BeamDeploy.Integration.WaitingTest do
         "#{peer} |> :erpc.call(Code, :eval_string, [#{inspect(upgrade_to("0.2.0"))}]) |> elem(0)"
 
       assert eval!(instance, asked) == {:error, :no_active_peer}
-      set(context.gate, "open")
+      set_gate(context.tmp_dir, "open")
       await_active(instance)
       assert version(instance) == "0.1.0"
     end
@@ -111,7 +101,7 @@ defmodule BeamDeploy.Integration.WaitingTest do
     test "whoever waits is told when it does not come up, and the parent ends", context do
       instance = held_first(context)
       asked = ask(instance, upgrade_to("0.2.0"))
-      set(context.gate, "crash 0.1.0")
+      set_gate(context.tmp_dir, "crash 0.1.0")
       assert {output, _status} = answer(asked)
       assert output =~ ":peer_boot_failed"
       assert output =~ ":boot_failed"
@@ -122,8 +112,8 @@ defmodule BeamDeploy.Integration.WaitingTest do
   end
 
   describe "while a peer that was killed is booted again" do
-    test "an upgrade, a hot upgrade and a rollback wait for it", %{gate: gate} = context do
-      instance = start_gated(context)
+    test "an upgrade, a hot upgrade and a rollback wait for it", %{tmp_dir: tmp_dir} do
+      instance = start(tmp_dir)
 
       for {expression, version} <- [
             {upgrade_to("0.2.0"), "0.2.0"},
@@ -131,9 +121,9 @@ defmodule BeamDeploy.Integration.WaitingTest do
              "0.3.0"},
             {"BeamDeploy.rollback()", "0.2.0"}
           ] do
-        killed_and_held(instance, gate)
+        killed_and_held(instance, tmp_dir)
         asked = ask(instance, expression)
-        set(gate, "open")
+        set_gate(tmp_dir, "open")
         assert {output, 0} = answer(asked)
         assert output =~ ~r/^:ok$/m
         assert eval_in_peer!(instance, "Sample.Label.value()") == "compiled for #{version}"
@@ -146,13 +136,13 @@ defmodule BeamDeploy.Integration.WaitingTest do
     end
 
     test "and does not come up, an upgrade takes its place, with the connections that wait",
-         %{gate: gate} = context do
+         %{tmp_dir: tmp_dir} do
       # The boot that fails is one more end than the parent would bear with.
-      instance = start_gated(context, start_options: [max_restarts: 1])
-      killed_and_held(instance, gate)
+      instance = start(tmp_dir, start_options: [max_restarts: 1])
+      killed_and_held(instance, tmp_dir)
       client = Task.async(fn -> Http.get(instance.port, "/version") end)
       asked = ask(instance, upgrade_to("0.2.0"))
-      set(gate, "crash 0.1.0")
+      set_gate(tmp_dir, "crash 0.1.0")
 
       assert {output, 0} = answer(asked)
       assert output =~ ~r/^:ok$/m
@@ -165,36 +155,36 @@ defmodule BeamDeploy.Integration.WaitingTest do
       assert [{:blue_green, "0.2.0", :ok}] = history(instance)
 
       # And a swap like any other comes next.
-      set(gate, "open")
+      set_gate(tmp_dir, "open")
       assert eval!(instance, "BeamDeploy.rollback()") == :ok
       assert version(instance) == "0.1.0"
     end
 
     test "and neither that nor what was asked for comes up, the parent ends",
-         %{gate: gate} = context do
-      instance = start_gated(context, start_options: [max_restarts: 1])
+         %{tmp_dir: tmp_dir} do
+      instance = start(tmp_dir, start_options: [max_restarts: 1])
       broken = SampleRelease.tarball("0.2.0", :crashes_at_boot)
-      killed_and_held(instance, gate)
+      killed_and_held(instance, tmp_dir)
       asked = ask(instance, "BeamDeploy.upgrade(#{inspect(broken)})")
-      set(gate, "crash 0.1.0")
+      set_gate(tmp_dir, "crash 0.1.0")
       assert {output, _status} = answer(asked)
       assert output =~ ":boot_failed"
       assert output =~ "this version cannot start"
       assert await_exit(instance) != 0
       assert os_pids(instance) == []
 
-      set(gate, "open")
+      set_gate(tmp_dir, "open")
       restart(instance)
       assert version(instance) == "0.1.0"
       assert staged(instance) == []
     end
 
-    test "a hot upgrade that waits for a peer in vain is told so", %{gate: gate} = context do
-      instance = start_gated(context, start_options: [max_restarts: 1])
-      killed_and_held(instance, gate)
+    test "a hot upgrade that waits for a peer in vain is told so", %{tmp_dir: tmp_dir} do
+      instance = start(tmp_dir, start_options: [max_restarts: 1])
+      killed_and_held(instance, tmp_dir)
       tarball = inspect(SampleRelease.tarball("0.2.0"))
       asked = ask(instance, "BeamDeploy.hot_upgrade(#{tarball}, otp_app: :sample)")
-      set(gate, "crash 0.1.0")
+      set_gate(tmp_dir, "crash 0.1.0")
       assert {output, _status} = answer(asked)
       assert output =~ ~s({:error, {:peer_boot_failed, {:peer_keeps_ending, "0.1.0"}}})
       assert await_exit(instance) != 0
@@ -203,17 +193,18 @@ defmodule BeamDeploy.Integration.WaitingTest do
 
   describe "while a release that has just taken over keeps ending" do
     # Its second end within a minute of taking over.
-    defp ending(context) do
-      instance = start_gated(context)
+    defp ending(tmp_dir) do
+      instance = start(tmp_dir)
       assert upgrade(instance, SampleRelease.tarball("0.2.0")) == :ok
-      killed_and_held(instance, context.gate)
+      killed_and_held(instance, tmp_dir)
       instance
     end
 
-    test "it is rolled back first, and an upgrade comes after that", %{gate: gate} = context do
-      instance = ending(context)
+    test "it is rolled back first, and an upgrade comes after that",
+         %{tmp_dir: tmp_dir} do
+      instance = ending(tmp_dir)
       asked = ask(instance, upgrade_to("0.3.0"))
-      set(gate, "crash 0.2.0")
+      set_gate(tmp_dir, "crash 0.2.0")
       assert {output, 0} = answer(asked)
       assert output =~ ~r/^:ok$/m
       assert eval!(instance, "BeamDeploy.current_vsn()") == "0.3.0"
@@ -225,10 +216,10 @@ defmodule BeamDeploy.Integration.WaitingTest do
              ] = history(instance)
     end
 
-    test "a rollback that was asked for is done by that", %{gate: gate} = context do
-      instance = ending(context)
+    test "a rollback that was asked for is done by that", %{tmp_dir: tmp_dir} do
+      instance = ending(tmp_dir)
       asked = ask(instance, "BeamDeploy.rollback()")
-      set(gate, "crash 0.2.0")
+      set_gate(tmp_dir, "crash 0.2.0")
       assert {output, 0} = answer(asked)
       assert output =~ ~r/^:ok$/m
       assert eval!(instance, "BeamDeploy.current_vsn()") == "0.1.0"
@@ -236,14 +227,14 @@ defmodule BeamDeploy.Integration.WaitingTest do
     end
 
     test "what replaces it goes back to what it replaced, should it fare no better",
-         %{gate: gate} = context do
-      instance = ending(context)
+         %{tmp_dir: tmp_dir} do
+      instance = ending(tmp_dir)
       asked = ask(instance, upgrade_to("0.3.0"))
-      set(gate, "open")
+      set_gate(tmp_dir, "open")
       assert {_output, 0} = answer(asked)
       assert eval!(instance, "BeamDeploy.current_vsn()") == "0.3.0"
 
-      set(gate, "crash 0.3.0")
+      set_gate(tmp_dir, "crash 0.3.0")
       signal(peer_os_pid(instance), "KILL")
       assert_logged(instance, "release 0.3.0 is rolled back to 0.1.0")
       await_active(instance)

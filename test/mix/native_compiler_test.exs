@@ -4,7 +4,6 @@ defmodule BeamDeploy.NativeCompilerTest do
   use ExUnit.Case, async: true
 
   @moduletag :tmp_dir
-  @moduletag timeout: 120_000
 
   alias BeamDeploy.MixProject.Precompiled
   alias BeamDeploy.Test.ReleasePage

@@ -6,7 +6,6 @@ defmodule BeamDeploy.PackageTest do
   alias BeamDeploy.Test.ReleasePage
 
   @moduletag :tmp_dir
-  @moduletag timeout: 300_000
 
   setup context do
     %{

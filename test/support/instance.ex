@@ -67,6 +67,7 @@ defmodule BeamDeploy.Test.Instance do
           "RELEASE_DISTRIBUTION" => "name",
           "RELEASE_TMP" => Path.join(tmp_dir, "tmp"),
           "ERL_CRASH_DUMP" => "/dev/null",
+          "SAMPLE_GATE" => gate(tmp_dir),
           "SAMPLE_PORT" => "#{port}",
           "SAMPLE_OPTIONS" => inspect(Keyword.get(options, :start_options, []))
         },
@@ -156,6 +157,19 @@ defmodule BeamDeploy.Test.Instance do
     )
   end
 
+  @doc """
+  What becomes of the peers that the instance of this directory boots from now on: "hold" keeps them from serving,
+  "crash 0.2.0" ends those of that version, "open" lets them, and those that were held, go on.
+  """
+  def set_gate(tmp_dir, what) do
+    # Never seen half written.
+    partial = gate(tmp_dir) <> ".partial"
+    File.write!(partial, what)
+    File.rename!(partial, gate(tmp_dir))
+  end
+
+  defp gate(tmp_dir), do: Path.join(tmp_dir, "gate")
+
   def upgrade(instance, tarball, options \\ []),
     do: eval!(instance, "BeamDeploy.upgrade(#{inspect(tarball)}, #{inspect(options)})")
 
@@ -169,11 +183,23 @@ defmodule BeamDeploy.Test.Instance do
 
   @doc "The OS pids of this instance's VMs, by the node name on their command lines."
   def os_pids(instance) do
-    for pid <- File.ls!("/proc"),
-        pid =~ ~r/^\d+$/,
-        {:ok, command} <- [File.read("/proc/#{pid}/cmdline")],
-        command =~ "beam.smp" and command =~ "\0#{instance.name}" and not (command =~ "\0rpc-"),
-        do: String.to_integer(pid)
+    pids =
+      for pid <- File.ls!("/proc"),
+          pid =~ ~r/^\d+$/,
+          {:ok, command} <- [File.read("/proc/#{pid}/cmdline")],
+          command =~ "beam.smp" and command =~ "\0#{instance.name}" and
+            not (command =~ "\0rpc-"),
+          do: String.to_integer(pid)
+
+    # A VM that starts forks its helper for ports, which has the command line of the VM until it executes its own.
+    for pid <- pids, {:ok, parent} <- [parent(pid)], parent not in pids, do: pid
+  end
+
+  defp parent(pid) do
+    with {:ok, status} <- File.read("/proc/#{pid}/status") do
+      [_line, parent] = Regex.run(~r/^PPid:\s+(\d+)$/m, status)
+      {:ok, String.to_integer(parent)}
+    end
   end
 
   def parent_os_pid(instance) do

@@ -33,10 +33,9 @@ defmodule BeamDeploy.Test.LineServer do
     end
 
     def handle_info({:tcp, socket, line}, state) do
-      :ets.update_counter(BeamDeploy.Test.LineServer, :busy, 1)
+      :ets.update_counter(BeamDeploy.Test.LineServer, :begun, 1)
       line |> String.trim() |> String.to_integer() |> Process.sleep()
       :ok = :gen_tcp.send(socket, if(state.last?, do: "close\n", else: "keep\n"))
-      :ets.update_counter(BeamDeploy.Test.LineServer, :busy, -1)
       :ok = :inet.setopts(socket, active: :once)
       if state.last?, do: {:stop, :normal, state}, else: {:noreply, state}
     end
@@ -51,7 +50,7 @@ defmodule BeamDeploy.Test.LineServer do
     table = :ets.new(__MODULE__, [:named_table, :public])
     options = [:binary, packet: :line, active: false, ip: {127, 0, 0, 1}, nodelay: true]
     {:ok, listener} = :gen_tcp.listen(0, options)
-    true = :ets.insert(table, busy: 0, looks: 0, listener: listener)
+    true = :ets.insert(table, begun: 0, looks: 0, listener: listener)
 
     Supervisor.init(
       [
@@ -85,8 +84,8 @@ defmodule BeamDeploy.Test.LineServer do
     String.trim(answer)
   end
 
-  def busy, do: :ets.lookup_element(__MODULE__, :busy, 2)
-  def looked_at?, do: :ets.lookup_element(__MODULE__, :looks, 2) > 0
+  def begun, do: :ets.lookup_element(__MODULE__, :begun, 2)
+  def looks, do: :ets.lookup_element(__MODULE__, :looks, 2)
 
   def idle_for do
     [pid] = connections([])

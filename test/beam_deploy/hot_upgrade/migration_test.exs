@@ -8,9 +8,9 @@ defmodule BeamDeploy.HotUpgrade.MigrationTest do
     def init(state), do: {:ok, state}
     def handle_call(:get, _from, state), do: {:reply, state, state}
 
-    def handle_call({:sleep, ms}, _from, state) do
-      Process.sleep(ms)
-      {:reply, state, state}
+    def handle_call({:wait, told}, _from, state) do
+      send(told, {:waits, self()})
+      receive do: (:go_on -> {:reply, state, state})
     end
 
     def code_change(vsn, {:fails, how}, _extra), do: fail(how, vsn)
@@ -98,9 +98,9 @@ defmodule BeamDeploy.HotUpgrade.MigrationTest do
         {agent, :agent, Notes}
       ])
 
-    {:ok, migration} = Migration.suspend(migration, nobody(), 1_000)
+    {:ok, migration} = Migration.suspend(migration, nobody(), 10_000)
     assert suspended?(one) and suspended?(machine) and suspended?(agent)
-    {:ok, migration} = Migration.change(migration, 1_000)
+    {:ok, migration} = Migration.change(migration, 10_000)
     :ok = Migration.resume(migration)
     :ok = Migration.finish(migration)
 
@@ -124,12 +124,12 @@ defmodule BeamDeploy.HotUpgrade.MigrationTest do
       [{machine, :server, Machine}, {manager, :event_manager, Handler}] ++
         for(pid <- good ++ bad, do: {pid, :server, Server})
 
-    {:ok, migration} = Migration.suspend(prepare(targets), nobody(), 1_000)
-    assert {:error, failures, migration} = Migration.change(migration, 1_000)
+    {:ok, migration} = Migration.suspend(prepare(targets), nobody(), 10_000)
+    assert {:error, failures, migration} = Migration.change(migration, 10_000)
     assert Enum.sort(for failure <- failures, do: failure.pid) == Enum.sort(bad)
     restored = Migration.restore(migration)
     :ok = Migration.resume(migration)
-    assert Migration.await_restored(restored, 1_000) == []
+    assert Migration.await_restored(restored, 10_000) == []
     :ok = Migration.finish(migration)
 
     assert for(pid <- good, do: GenServer.call(pid, :get)) == Enum.to_list(1..20)
@@ -154,14 +154,14 @@ defmodule BeamDeploy.HotUpgrade.MigrationTest do
       target = %{pid: manager, kind: :event_manager, modules: modules}
       facts = Map.put(@facts, OtherHandler, @own)
       migration = Migration.prepare([Migration.migrant(target, facts)], MapSet.new())
-      {:ok, migration} = Migration.suspend(migration, nobody(), 1_000)
+      {:ok, migration} = Migration.suspend(migration, nobody(), 10_000)
 
       assert {:error, [%{pid: ^manager, module: Handler}], migration} =
-               Migration.change(migration, 1_000)
+               Migration.change(migration, 10_000)
 
       restored = Migration.restore(migration)
       :ok = Migration.resume(migration)
-      assert Migration.await_restored(restored, 1_000) == []
+      assert Migration.await_restored(restored, 10_000) == []
       :ok = Migration.finish(migration)
       assert :gen_event.call(manager, OtherHandler, :get) == :other
       assert :gen_event.call(manager, Handler, :get) == {:fails, :handler}
@@ -174,8 +174,8 @@ defmodule BeamDeploy.HotUpgrade.MigrationTest do
     gone = start(3)
     migration = prepare(for pid <- [one, dies, gone], do: {pid, :server, Server})
     Process.exit(gone, :kill)
-    {:ok, migration} = Migration.suspend(migration, nobody(), 1_000)
-    {:ok, migration} = Migration.change(migration, 1_000)
+    {:ok, migration} = Migration.suspend(migration, nobody(), 10_000)
+    {:ok, migration} = Migration.change(migration, 10_000)
     assert Migration.pids(migration.group) == [one]
     :ok = Migration.resume(migration)
     :ok = Migration.finish(migration)
@@ -185,16 +185,18 @@ defmodule BeamDeploy.HotUpgrade.MigrationTest do
   test "who cannot be suspended in time is named and resumed when he comes to it" do
     one = start(1)
     busy = start(2)
-    caller = Task.async(fn -> GenServer.call(busy, {:sleep, 300}) end)
+    test = self()
+    caller = Task.async(fn -> GenServer.call(busy, {:wait, test}) end)
+    assert_receive {:waits, ^busy}
     migration = prepare(for pid <- [one, busy], do: {pid, :server, Server})
-    Process.sleep(20)
 
     assert {:error, {:suspend_failed, [^busy]}, migration} =
-             Migration.suspend(migration, nobody(), 50)
+             Migration.suspend(migration, nobody(), 500)
 
     :ok = Migration.resume(migration)
     :ok = Migration.finish(migration)
     assert GenServer.call(one, :get) == 1
+    send(busy, :go_on)
     assert Task.await(caller) == 2
     assert GenServer.call(busy, :get) == 2
     refute suspended?(busy)
@@ -214,9 +216,9 @@ defmodule BeamDeploy.HotUpgrade.MigrationTest do
         else: {[newcomer], MapSet.put(known, late_marker())}
     end
 
-    {:ok, migration} = Migration.suspend(migration, newcomers, 1_000)
+    {:ok, migration} = Migration.suspend(migration, newcomers, 10_000)
     assert suspended?(late)
-    {:ok, migration} = Migration.change(migration, 1_000)
+    {:ok, migration} = Migration.change(migration, 10_000)
     :ok = Migration.resume(migration)
     :ok = Migration.finish(migration)
     assert {:changed, _vsn, 2} = GenServer.call(late, :get)
@@ -233,8 +235,8 @@ defmodule BeamDeploy.HotUpgrade.MigrationTest do
       })
 
     assert migration.migrating == %{}
-    {:ok, migration} = Migration.suspend(migration, nobody(), 1_000)
-    {:ok, migration} = Migration.change(migration, 1_000)
+    {:ok, migration} = Migration.suspend(migration, nobody(), 10_000)
+    {:ok, migration} = Migration.change(migration, 10_000)
     :ok = Migration.resume(migration)
     :ok = Migration.finish(migration)
     assert GenServer.call(one, :get) == 1

@@ -13,68 +13,62 @@ defmodule BeamDeploy.PeerNode.DrainTest do
 
   defp drain(timeout), do: Task.async(Drain, :drain, [timeout, [LineServer]])
 
-  defp milliseconds(task, timeout \\ 10_000) do
-    {microseconds, result} = :timer.tc(fn -> Task.await(task, timeout) end)
-    {div(microseconds, 1000), result}
-  end
+  # As a rule without a time limit, so that whatever ends does so by itself.
+  defp result(task), do: Task.await(task, 30_000)
+  defp now, do: System.monotonic_time(:millisecond)
 
   test "there is nothing to wait for without connections" do
-    {elapsed, result} = milliseconds(drain(5_000))
-    assert result == %{ended: 0, cut: 0}
-    assert elapsed < 200
+    assert result(drain(:infinity)) == %{ended: 0, cut: 0}
   end
 
   test "a connection in use gets an answer that announces its end, and ends after it" do
     client = LineServer.connect()
     assert LineServer.ask(client, "0") == "keep"
-    task = drain(5_000)
-    Wait.until(fn -> LineServer.looked_at?() end)
+    task = drain(:infinity)
+    Wait.until(fn -> LineServer.looks() > 0 end)
     assert LineServer.ask(client, "0") == "close"
-    assert {:error, :closed} = :gen_tcp.recv(client, 0, 2_000)
-    assert Task.await(task) == %{ended: 1, cut: 0}
+    assert {:error, :closed} = :gen_tcp.recv(client, 0, 10_000)
+    assert result(task) == %{ended: 1, cut: 0}
   end
 
   test "an idle connection is closed once nothing has come for a while, and time before the drain counts" do
     client = LineServer.connect()
     assert LineServer.ask(client, "0") == "keep"
     Wait.until(fn -> LineServer.idle_for() > 1_400 end)
-    {elapsed, result} = milliseconds(drain(5_000))
-    assert result == %{ended: 1, cut: 0}
-    assert elapsed < 500
+    assert result(drain(:infinity)) == %{ended: 1, cut: 0}
+    assert LineServer.looks() == 1
 
     client = LineServer.connect()
+    asked = now()
     assert LineServer.ask(client, "0") == "keep"
-    {elapsed, result} = milliseconds(drain(5_000))
-    assert result == %{ended: 1, cut: 0}
-    assert elapsed in 1_000..2_500
-    assert {:error, :closed} = :gen_tcp.recv(client, 0, 2_000)
+    assert result(drain(:infinity)) == %{ended: 1, cut: 0}
+    assert now() - asked >= 1_300
+    assert {:error, :closed} = :gen_tcp.recv(client, 0, 10_000)
   end
 
   test "requests in progress are finished side by side" do
     clients = for _ <- 1..20, do: LineServer.connect()
     for client <- clients, do: :ok = :gen_tcp.send(client, "600\n")
-    Wait.until(fn -> LineServer.busy() == 20 end)
-    {elapsed, result} = milliseconds(drain(10_000))
-    assert result == %{ended: 20, cut: 0}
+    Wait.until(fn -> LineServer.begun() == 20 end)
+    started = now()
+    assert result(drain(:infinity)) == %{ended: 20, cut: 0}
     # Each is answered as if nothing were, and may be used once more: it is idle from then on.
-    assert elapsed < 600 + 1_300 + 1_000
-    for client <- clients, do: assert({:ok, _answer} = :gen_tcp.recv(client, 0, 1_000))
+    assert now() - started < 20 * 600
+    for client <- clients, do: assert({:ok, _answer} = :gen_tcp.recv(client, 0, 10_000))
   end
 
   test "what has not ended in time is cut" do
     client = LineServer.connect()
     :ok = :gen_tcp.send(client, "60000\n")
-    Wait.until(fn -> LineServer.busy() == 1 end)
+    Wait.until(fn -> LineServer.begun() == 1 end)
 
     log =
       ExUnit.CaptureLog.capture_log(fn ->
-        {elapsed, result} = milliseconds(drain(300))
-        assert result == %{ended: 0, cut: 1}
-        assert elapsed < 1_500
+        assert result(drain(300)) == %{ended: 0, cut: 1}
       end)
 
     assert log =~ "1 connections had not ended in time"
-    assert {:error, :closed} = :gen_tcp.recv(client, 0, 2_000)
+    assert {:error, :closed} = :gen_tcp.recv(client, 0, 10_000)
   end
 
   test "WebSockets are asked to come back, after the idle connections" do
@@ -83,24 +77,22 @@ defmodule BeamDeploy.PeerNode.DrainTest do
     sockets = for _ <- 1..10, do: LineServer.connect()
     for socket <- sockets, do: assert(LineServer.ask(socket, "upgrade") == "websocket")
 
-    task = drain(10_000)
-    assert {:error, :closed} = :gen_tcp.recv(idle, 0, 3_000)
+    task = drain(:infinity)
+    assert {:error, :closed} = :gen_tcp.recv(idle, 0, 10_000)
 
     for socket <- sockets do
       :ok = :inet.setopts(socket, packet: :raw)
-      assert {:ok, @goodbye} = :gen_tcp.recv(socket, 4, 3_000)
+      assert {:ok, @goodbye} = :gen_tcp.recv(socket, 4, 10_000)
       :ok = :gen_tcp.close(socket)
     end
 
-    assert Task.await(task) == %{ended: 11, cut: 0}
+    assert result(task) == %{ended: 11, cut: 0}
   end
 
   test "a WebSocket whose client does not answer is closed all the same" do
     socket = LineServer.connect()
     assert LineServer.ask(socket, "upgrade") == "websocket"
-    {elapsed, result} = milliseconds(drain(10_000))
-    assert result == %{ended: 1, cut: 0}
-    assert elapsed < 5_000
+    assert result(drain(:infinity)) == %{ended: 1, cut: 0}
   end
 
   describe "decisions" do

@@ -22,7 +22,7 @@ defmodule BeamDeploy.PeerNode.OwnListenersTest do
     {:ok, name} = :inet.sockname(listener)
     port = if match?({:local, _path}, name), do: 0, else: elem(name, 1)
     {:ok, client} = :gen_tcp.connect(address, port, active: false)
-    {:ok, server} = :gen_tcp.accept(listener, 1_000)
+    {:ok, server} = :gen_tcp.accept(listener, 10_000)
     {client, server}
   end
 

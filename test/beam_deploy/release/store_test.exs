@@ -368,7 +368,6 @@ defmodule BeamDeploy.Release.StoreTest do
   end
 
   # Staging, promoting and pruning go on in another OS process, which is killed wherever it happens to be.
-  @tag timeout: 300_000
   test "kill -9 at any instant leaves a whole release current", context do
     tarballs =
       for version <- ["0.2.0", "0.3.0", "0.4.0"] do
