@@ -264,24 +264,28 @@ defmodule BeamDeploy do
 
   @doc """
   What an upgrade to a tarball would change, and how it had better be done, with reasons: `:hot`, `:blue_green` or `:cold`.
-  Reads the tarball once, without extracting it, and changes nothing.
+  Reads the tarball once, without extracting it, and changes nothing. On the parent it is the active peer that the tarball
+  is compared with.
 
   ## Options
 
     * `:otp_app` - refuse a release of another application
     * `:against` - another tarball to compare with, instead of this node: needs no running release
     * `:config`, `:supervisors`, `:sha256`, `:verify` - as for `hot_upgrade/2`
+
+  ## Errors
+
+  Those of `upgrade/2` about the tarball, and on the parent `:no_active_peer`: none serves at the moment, or it ended
+  meanwhile.
   """
   @spec plan(Path.t(), keyword()) :: {:ok, plan()} | {:error, Error.reason()}
   def plan(path, opts \\ []) when is_binary(path) do
     path = Path.expand(path)
     _checked = HotUpgrade.Options.plan!(opts)
 
-    case not Keyword.has_key?(opts, :against) and is_nil(PeerNode.identity()) and peer_node() do
-      false -> HotUpgrade.plan(path, opts)
-      nil -> HotUpgrade.plan(path, opts)
-      peer -> :erpc.call(peer, Remote, :plan_here, [path, opts])
-    end
+    if Keyword.has_key?(opts, :against) or not parent?(),
+      do: HotUpgrade.plan(path, opts),
+      else: Coordinator.plan(path, opts)
   end
 
   @doc """
@@ -466,7 +470,8 @@ defmodule BeamDeploy do
     %{node: node(), terminal: if(node(leader) != node(), do: leader)}
   end
 
-  defp parent_or_peer?, do: PeerNode.identity() != nil or Process.whereis(Coordinator) != nil
+  defp parent_or_peer?, do: PeerNode.identity() != nil or parent?()
+  defp parent?, do: Process.whereis(Coordinator) != nil
 
   # Where this node belongs to no parent, the default is the answer.
   defp on_parent(function, arguments, default) do

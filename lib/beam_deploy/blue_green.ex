@@ -3,7 +3,7 @@ defmodule BeamDeploy.BlueGreen do
   # Responsible for: the order of a swap's phases and what is undone when one fails. Runs in a task of the coordinator.
   # Not for: how a step works, or who may start one.
 
-  alias BeamDeploy.{Error, Events, Options, Release}
+  alias BeamDeploy.{Error, Events, HotUpgrade, Options, Release}
   alias BeamDeploy.BlueGreen.{Coordinator, Handoff, Listener, Peer, Settle}
   alias BeamDeploy.Release.{Archive, Signature, Store}
 
@@ -131,7 +131,7 @@ defmodule BeamDeploy.BlueGreen do
         # The peer reads the tarball once more, and takes nothing but what was staged.
         staged = [release_root: release.root, sha256: release.sha256]
 
-        case upgrade_in_place(peer, path, Keyword.merge(options, staged)) do
+        case in_place(peer, :hot_upgrade_here, [path, Keyword.merge(options, staged)]) do
           :ok ->
             :ok = Coordinator.release_replaced(release)
             record(swap, release, [release.root | peer.roots])
@@ -145,8 +145,17 @@ defmodule BeamDeploy.BlueGreen do
     end)
   end
 
-  defp upgrade_in_place(peer, path, options) do
-    case Peer.call(peer, :hot_upgrade_here, [path, options], :infinity) do
+  @doc "What `hot_upgrade/3` would change in the active peer, and whether it should. Changes nothing."
+  @spec plan(t(), Path.t(), keyword()) :: {:ok, HotUpgrade.Plan.t()} | {:error, term()}
+  def plan(%__MODULE__{outgoing: nil}, _path, _options), do: {:error, :no_active_peer}
+
+  def plan(%__MODULE__{outgoing: peer} = context, path, options) do
+    with {:ok, admitted} <- verify(context, path, Keyword.take(options, [:sha256])),
+         do: in_place(peer, :plan_here, [path, Keyword.merge(options, admitted)])
+  end
+
+  defp in_place(peer, function, arguments) do
+    case Peer.call(peer, function, arguments, :infinity) do
       {:ok, answer} -> answer
       {:error, :noconnection} -> {:error, :no_active_peer}
       {:error, reason} -> {:error, {:crashed, reason}}

@@ -71,8 +71,7 @@ defmodule BeamDeploy.Error do
   defp describe(:upgrade_in_progress), do: "another upgrade is in progress"
 
   defp describe(:no_active_peer),
-    do:
-      "no peer serves: the one that was to be upgraded in place has ended, or this one is still being booted"
+    do: "no peer serves: the one that was asked has ended, or the next is still being booted"
 
   defp describe({:peer_boot_failed, reason}),
     do:

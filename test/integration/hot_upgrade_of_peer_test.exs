@@ -7,7 +7,6 @@ defmodule BeamDeploy.Integration.HotUpgradeOfPeerTest do
 
   @moduletag :tmp_dir
   @moduletag :integration
-  @moduletag timeout: 180_000
 
   defp hot_upgrade(instance, tarball, options \\ "otp_app: :sample"),
     do: eval!(instance, "BeamDeploy.hot_upgrade(#{inspect(tarball)}, #{options})")
@@ -103,6 +102,31 @@ defmodule BeamDeploy.Integration.HotUpgradeOfPeerTest do
     assert label(instance) == "compiled for 0.1.0"
     assert staged(instance) == []
     assert %{upgrading: false} = eval!(instance, "BeamDeploy.status()")
+  end
+
+  test "a plan needs a peer that serves, until it is told", %{tmp_dir: tmp_dir} do
+    tarball = inspect(SampleRelease.tarball("0.2.0"))
+    instance = start(tmp_dir)
+    peer = peer_os_pid(instance)
+    set_gate(tmp_dir, "hold")
+    signal(peer, "STOP")
+    planned = Task.async(fn -> eval!(instance, "BeamDeploy.plan(#{tarball})") end)
+    Wait.until(fn -> calling_peer?(instance) end)
+    signal(peer, "KILL")
+    assert Task.await(planned, 60_000) == {:error, :no_active_peer}
+    assert eval!(instance, "BeamDeploy.plan(#{tarball})") == {:error, :no_active_peer}
+    set_gate(tmp_dir, "open")
+    await_active(instance)
+    assert {:ok, %{recommendation: :hot}} = eval!(instance, "BeamDeploy.plan(#{tarball})")
+  end
+
+  defp calling_peer?(instance) do
+    eval!(instance, """
+    Enum.any?(
+      Process.list(),
+      &match?({:current_function, {:erpc, :call, _}}, Process.info(&1, :current_function))
+    )
+    """)
   end
 
   # Staged, all that the parent still waits for is the peer.

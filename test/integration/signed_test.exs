@@ -7,7 +7,6 @@ defmodule BeamDeploy.Integration.SignedTest do
 
   @moduletag :tmp_dir
   @moduletag :integration
-  @moduletag timeout: 180_000
 
   setup %{tmp_dir: tmp_dir} do
     {public, private} = Signature.generate()
@@ -168,9 +167,13 @@ defmodule BeamDeploy.Integration.SignedTest do
         Instance.eval!(instance, "BeamDeploy.hot_upgrade(#{inspect(tarball)}, otp_app: :sample)")
       end
 
+      plan = fn -> Instance.eval!(instance, "BeamDeploy.plan(#{inspect(tarball)})") end
+
       File.rename!(tarball <> ".sig", tarball <> ".away")
+      assert plan.() == {:error, {:unsigned, tarball <> ".sig"}}
       assert hot.() == {:error, {:unsigned, tarball <> ".sig"}}
       File.rename!(tarball <> ".away", tarball <> ".sig")
+      assert {:ok, %{recommendation: :hot}} = plan.()
       assert hot.() == :ok
       assert Instance.eval_in_peer!(instance, "Sample.Label.value()") == "compiled for 0.2.0"
     end

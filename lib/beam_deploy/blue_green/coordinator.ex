@@ -72,6 +72,12 @@ defmodule BeamDeploy.BlueGreen.Coordinator do
   @spec rollback(String.t() | nil, caller()) :: :ok | {:error, term()}
   def rollback(version, caller), do: call({:run, :rollback, [version], caller})
 
+  @doc "What upgrading the active peer in place to a tarball would change."
+  @spec plan(Path.t(), keyword()) :: {:ok, term()} | {:error, term()}
+  def plan(path, options) do
+    with %BlueGreen{} = context <- call(:context), do: BlueGreen.plan(context, path, options)
+  end
+
   @spec current_vsn() :: String.t() | nil
   def current_vsn, do: GenServer.call(__MODULE__, :current_vsn)
 
@@ -142,6 +148,8 @@ defmodule BeamDeploy.BlueGreen.Coordinator do
 
   @impl true
   def handle_call(:status, _from, state), do: {:reply, describe(state), state}
+
+  def handle_call(:context, _from, state), do: {:reply, context(state), state}
 
   def handle_call(:current_vsn, _from, state),
     do: {:reply, state.active && state.active.release.version, state}
