@@ -136,12 +136,14 @@ defmodule BeamDeploy.Integration.HotUpgradeOfPeerTest do
         eval!(instance, "BeamDeploy.upgrading?()")
 
   test "never overlaps a swap", %{tmp_dir: tmp_dir} do
-    tarball = SampleRelease.tarball("0.2.0", :hangs_at_boot)
-    instance = start(tmp_dir, start_options: [boot_timeout: 4_000])
+    tarball = SampleRelease.tarball("0.2.0")
+    instance = start(tmp_dir)
+    set_gate(tmp_dir, "hold")
     swap = Task.async(fn -> upgrade(instance, tarball) end)
     Wait.until(fn -> eval!(instance, "BeamDeploy.upgrading?()") end)
-    assert hot_upgrade(instance, SampleRelease.tarball("0.2.0")) == {:error, :upgrade_in_progress}
-    assert {:error, {:boot_timeout, _details}} = Task.await(swap, 60_000)
-    assert hot_upgrade(instance, SampleRelease.tarball("0.2.0")) == :ok
+    assert hot_upgrade(instance, tarball) == {:error, :upgrade_in_progress}
+    set_gate(tmp_dir, "crash 0.2.0")
+    assert {:error, {:boot_failed, _details}} = Task.await(swap, 60_000)
+    assert hot_upgrade(instance, tarball) == :ok
   end
 end

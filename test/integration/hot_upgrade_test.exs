@@ -155,7 +155,7 @@ defmodule BeamDeploy.Integration.HotUpgradeTest do
 
         assert {:error, {:code_change_failed, %{processes: [failure], killed: killed}}} =
                  hot_upgrade(release, tarball("0.2.0", 2, unquote(variant)),
-                   code_change_timeout: 300
+                   code_change_timeout: 2_000
                  )
 
         assert failure.module == HotApp.Worker
@@ -192,7 +192,7 @@ defmodule BeamDeploy.Integration.HotUpgradeTest do
       before = eval!(release, @snapshot)
 
       assert {:error, {:code_change_failed, %{processes: [%{reason: :timeout}], killed: []}}} =
-               hot_upgrade(release, tarball("0.2.0", 2, :slow), code_change_timeout: 400)
+               hot_upgrade(release, tarball("0.2.0", 2, :slow), code_change_timeout: 2_000)
 
       assert eval!(release, @snapshot) == before
     end
@@ -215,27 +215,22 @@ defmodule BeamDeploy.Integration.HotUpgradeTest do
     files = files(release)
     {busy, _state} = Enum.find(before.workers, &match?({_, {1, %{id: 3}}}, &1))
 
+    in_release = ":erlang.list_to_pid('#{:erlang.pid_to_list(busy)}')"
     other = connection(release)
 
-    sleeping =
-      Task.async(fn ->
-        eval!(
-          other,
-          "GenServer.call(:erlang.list_to_pid('#{:erlang.pid_to_list(busy)}'), {:sleep, 1500})"
-        )
-      end)
+    held = Task.async(fn -> eval!(other, "GenServer.call(#{in_release}, :hold, :infinity)") end)
 
     Wait.until(fn ->
-      eval!(
-        release,
-        "Process.info(:erlang.list_to_pid('#{:erlang.pid_to_list(busy)}'), :current_function)"
-      ) == {:current_function, {Process, :sleep, 1}}
+      eval!(release, "Process.info(#{in_release}, :current_function)") ==
+        {:current_function, {HotApp.Worker, :handle_call, 3}}
     end)
 
-    assert {:error, {:suspend_failed, [^busy]}} = hot_upgrade(release, next, suspend_timeout: 200)
+    assert {:error, {:suspend_failed, [^busy]}} =
+             hot_upgrade(release, next, suspend_timeout: 2_000)
 
     # Its queue holds the message to suspend, and the one to resume.
-    assert :ok = Task.await(sleeping)
+    eval!(release, "send(#{in_release}, :go_on)")
+    assert :ok = Task.await(held, 60_000)
     assert eval!(release, @snapshot) == before
     assert suspended(release) == []
     assert files(release) == files
@@ -391,7 +386,10 @@ defmodule BeamDeploy.Integration.HotUpgradeTest do
     second = tarball("0.2.0", 2)
     release = start(dir, tarball("0.1.0", 1))
     eval!(release, @workers)
-    run = "BeamDeploy.HotUpgrade.run(#{inspect(tarball("0.2.0", 2, :slow))}, otp_app: :hot_app)"
+
+    run =
+      "BeamDeploy.HotUpgrade.run(#{inspect(tarball("0.2.0", 2, :slow))}, otp_app: :hot_app, code_change_timeout: 60_000)"
+
     # The caller is killed as soon as the upgrade is under way.
     eval!(release, """
     caller = spawn(fn -> #{run} end)
@@ -420,17 +418,18 @@ defmodule BeamDeploy.Integration.HotUpgradeTest do
       files = files(release)
 
       run =
-        "BeamDeploy.HotUpgrade.run(#{inspect(tarball("0.2.0", 2, unquote(variant)))}, otp_app: :hot_app, code_change_timeout: 2_000, suspend_timeout: 5_000)"
+        "BeamDeploy.HotUpgrade.run(#{inspect(tarball("0.2.0", 2, unquote(variant)))}, otp_app: :hot_app, code_change_timeout: 60_000, suspend_timeout: 60_000)"
 
       assert {:error, {:crashed, :killed}} =
                eval!(release, """
                me = self()
                [slow, busy] = for id <- [2, 3], {_, pid, _, _} <- DynamicSupervisor.which_children(HotApp.Workers), match?(%{id: ^id}, :sys.get_state(pid)), do: pid
-               if #{inspect(unquote(variant))} == :plain, do: :gen_server.send_request(busy, {:sleep, 1_500})
+               if #{inspect(unquote(variant))} == :plain, do: :gen_server.send_request(busy, :hold)
                spawn(fn -> send(me, {:result, #{run}}) end)
                wait = fn wait -> if #{unquote(running)}, do: :ok, else: (Process.sleep(1); wait.(wait)) end
                wait.(wait)
                Process.exit(Process.whereis(BeamDeploy.HotUpgrade), :kill)
+               send(busy, :go_on)
                receive do {:result, result} -> result end
                """)
 

@@ -161,7 +161,7 @@ defmodule BeamDeploy.Integration.ListenerTest do
       start(tmp_dir,
         environment:
           listeners(%{"0.1.0" => [{old, ip: @loopback}], "0.2.0" => [{new, ip: @loopback}]}),
-        start_options: [health_timeout: 500]
+        start_options: [health_timeout: 3_000]
       )
 
     tarball = SampleRelease.tarball("0.2.0", :unhealthy)

@@ -333,7 +333,12 @@ defmodule BeamDeploy.Integration.SwapTest do
     # Without bin/sample rpc, whose own node would need a port as well.
     [blue] = peer_os_pids(instance)
     tarball = SampleRelease.tarball("0.2.0")
-    assert {:ok, %{body: ":ok"}} = Http.get(instance.port, "/upgrade?#{URI.encode(tarball)}")
+
+    # A peer answers a moment before its parent is told that it serves.
+    Wait.until(fn ->
+      match?({:ok, %{body: ":ok"}}, Http.get(instance.port, "/upgrade?#{URI.encode(tarball)}"))
+    end)
+
     assert version(instance) == "0.2.0"
     Wait.until(fn -> length(os_pids(instance)) == 2 and blue not in os_pids(instance) end)
   end
