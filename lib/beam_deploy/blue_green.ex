@@ -279,8 +279,8 @@ defmodule BeamDeploy.BlueGreen do
   defp call_alive(peer, function, arguments, timeout) do
     case Peer.call(peer, function, arguments, timeout) do
       {:ok, answer} -> {:ok, answer}
-      # It ended: what it printed says more.
-      {:error, :noconnection} -> {:error, {:boot_failed, Peer.details(peer)}}
+      # It ends: what it prints says more.
+      {:error, :noconnection} -> {:error, {:boot_failed, Peer.details_at_end(peer)}}
       {:error, reason} -> {:error, {:boot_failed, Map.put(Peer.details(peer), :reason, reason)}}
     end
   end

@@ -224,6 +224,22 @@ defmodule BeamDeploy.BlueGreen.Peer do
   def details(peer),
     do: %{version: peer.release.version, node: peer.node, output: Output.tail(peer.output)}
 
+  @doc """
+  The same of a peer to which the connection was lost: its node goes before it has printed why, so its end is waited for.
+  """
+  @spec details_at_end(t()) :: map()
+  def details_at_end(peer) do
+    monitor = Process.monitor(peer.control)
+
+    receive do
+      {:DOWN, ^monitor, :process, _pid, _reason} -> :ok
+    after
+      @kill_timeout -> Process.demonitor(monitor, [:flush])
+    end
+
+    details(peer)
+  end
+
   @doc "Calls a function of `BeamDeploy.Remote` in the peer. An exception there is the answer here."
   @spec call(t(), atom(), [term()], timeout()) :: {:ok, term()} | {:error, term()}
   def call(%__MODULE__{node: node}, function, arguments, timeout) do
