@@ -63,6 +63,17 @@ defmodule BeamDeploy.PeerNode do
     end
   end
 
+  @doc """
+  A configuration that is about to replace the one in use, with the endpoints' listeners as they are: in a peer they are
+  on the parent's sockets, and an endpoint that starts again has to find them there.
+  """
+  @spec keep_listeners(config) :: config when config: [{atom(), keyword()}]
+  def keep_listeners(config) do
+    if identity(),
+      do: Servers.keep_listeners(config, :persistent_term.get(@options)),
+      else: config
+  end
+
   # Read once and removed, so that a program which the app starts is not taken for a peer.
   defp take_identity do
     %{

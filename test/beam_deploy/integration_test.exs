@@ -56,6 +56,25 @@ defmodule BeamDeploy.IntegrationTest do
       assert adopted[:http][:transport_options] == [socket_opts: [fd: 7]]
     end
 
+    test "keep their listeners when they are given another configuration" do
+      adopted = [
+        http: [port: 4000, thousand_island_options: [port: 0]],
+        url: [host: "a", port: 4000],
+        secret: 1
+      ]
+
+      next = [http: [port: 4000], url: [host: "b"], secret: 2]
+
+      assert Enum.sort(Phoenix.keep_listeners(next, adopted)) == [
+               http: adopted[:http],
+               secret: 2,
+               url: [port: 4000, host: "b"]
+             ]
+
+      assert Phoenix.keep_listeners([url: [port: 443]], adopted)[:url] == [port: 443]
+      assert Phoenix.keep_listeners(next, []) == next
+    end
+
     test "that do not serve are left alone" do
       for config <- [
             [adapter: @bandit, http: [port: 4100]],

@@ -6,6 +6,7 @@ defmodule BeamDeploy.HotUpgrade.Refresh do
 
   alias BeamDeploy.HotUpgrade.{AppData, Loader, Running, Supervision}
   alias BeamDeploy.Integration.{LiveView, StaticManifest}
+  alias BeamDeploy.PeerNode
 
   @type failure :: {step :: atom(), reason :: term()}
 
@@ -36,6 +37,7 @@ defmodule BeamDeploy.HotUpgrade.Refresh do
 
   defp configure(%{next: next, boot: boot}) do
     before = :application_controller.prep_config_change()
+    next = PeerNode.keep_listeners(next)
     :ok = Application.put_all_env(next)
 
     for {app, pairs} <- boot,

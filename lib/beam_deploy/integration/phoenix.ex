@@ -32,6 +32,17 @@ defmodule BeamDeploy.Integration.Phoenix do
     end
   end
 
+  @doc "Another configuration of the endpoint with the listeners, and the port of the URLs, of the one that `adopt/2` made."
+  @spec keep_listeners(keyword(), keyword()) :: keyword()
+  def keep_listeners(config, adopted) do
+    config = Keyword.merge(config, Keyword.take(adopted, @schemes))
+
+    case get_in(adopted, [:url, :port]) do
+      nil -> config
+      port -> Keyword.update(config, :url, [port: port], &Keyword.put_new(&1, :port, port))
+    end
+  end
+
   defp serves?(config),
     do:
       Keyword.get_lazy(config, :server, fn ->

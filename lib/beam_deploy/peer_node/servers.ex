@@ -24,6 +24,18 @@ defmodule BeamDeploy.PeerNode.Servers do
     end)
   end
 
+  @doc "See `BeamDeploy.PeerNode.keep_listeners/1`."
+  @spec keep_listeners(config, Options.t()) :: config when config: [{atom(), keyword()}]
+  def keep_listeners(config, %Options{otp_app: app} = options) do
+    for endpoint <- endpoints(options.endpoint, app),
+        is_list(config[app][endpoint]),
+        reduce: config do
+      config ->
+        running = Application.get_env(app, endpoint, [])
+        update_in(config[app][endpoint], &Phoenix.keep_listeners(&1, running))
+    end
+  end
+
   defp endpoints(:convention, app), do: Phoenix.conventional_endpoints(app)
   defp endpoints(endpoints, _app), do: endpoints
 
