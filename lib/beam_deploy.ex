@@ -240,7 +240,7 @@ defmodule BeamDeploy do
     * `{:not_hot, recommendation, reasons}` - see `plan/2`
     * `{:old_code_in_use, pids}` - processes still run code from before an earlier upgrade
     * `{:old_code_unavailable, modules}` - what is loaded cannot be found on disk, so it could not be put back
-    * `{:suspend_failed, pids}` - processes that were too busy
+    * `{:suspend_failed, pids}` - processes that were too busy, or began while the code was loaded
     * `{:load_failed, modules}`, `{:code_path, reason}` - the VM refused them
     * `{:code_change_failed, details}`
     * `{:config_failed, reason}` - with `:config`: the new configuration cannot be evaluated here

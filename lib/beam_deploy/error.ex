@@ -139,7 +139,8 @@ defmodule BeamDeploy.Error do
       "the files of loaded modules are gone or changed, so that nothing could be put back: #{inspect(modules)}"
 
   defp describe({:suspend_failed, pids}),
-    do: "#{count(pids, "process")} could not be suspended in time: #{inspect(pids)}"
+    do:
+      "#{count(pids, "process")} could not be suspended before the new code was there: #{inspect(pids)}"
 
   defp describe({:load_failed, modules}), do: "modules cannot be loaded: #{inspect(modules)}"
 

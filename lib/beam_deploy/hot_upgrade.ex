@@ -52,7 +52,7 @@ defmodule BeamDeploy.HotUpgrade do
   @spec run(Path.t(), keyword()) :: :ok | {:error, reason()}
   def run(path, options) do
     options = Options.hot_upgrade!(options)
-    alone(fn -> upgrade(path, options) end)
+    alone(fn caller -> upgrade(path, options, caller) end)
   end
 
   @doc "What `run/2` would do, and whether it should. Changes nothing."
@@ -65,11 +65,13 @@ defmodule BeamDeploy.HotUpgrade do
   # The phases run in a process of their own: its mailbox holds nothing but what it asked for, it goes on when the caller
   # goes away, and its name says that an upgrade is under way.
   defp alone(function) do
+    caller = {self(), make_ref()}
+
     {pid, monitor} =
       :erlang.spawn_opt(
         fn ->
           if register(),
-            do: exit({:done, function.()}),
+            do: exit({:done, function.(caller)}),
             else: exit({:done, {:error, :upgrade_in_progress}})
         end,
         # Its heap holds every process and its monitor at once.
@@ -78,12 +80,30 @@ defmodule BeamDeploy.HotUpgrade do
 
     receive do
       {:DOWN, ^monitor, :process, ^pid, {:done, result}} ->
+        _installation = committed(caller)
         result
 
       {:DOWN, ^monitor, :process, ^pid, reason} ->
         :ok = Guard.await()
-        {:error, {:crashed, reason}}
+        cut_off(committed(caller), reason)
     end
+  end
+
+  # What the guard has sent, if there was a commit.
+  defp committed({_pid, reference}) do
+    receive do
+      {^reference, :committed, installation} -> installation
+    after
+      0 -> nil
+    end
+  end
+
+  # Killed before that it has changed nothing; after that it is done, all but what follows.
+  defp cut_off(nil, reason), do: {:error, {:crashed, reason}}
+
+  defp cut_off(installation, reason) do
+    failures = [{:refresh, {:crashed, reason}} | remember(installation)]
+    complain(failures)
   end
 
   defp register do
@@ -92,13 +112,13 @@ defmodule BeamDeploy.HotUpgrade do
     ArgumentError -> false
   end
 
-  defp upgrade(path, options) do
+  defp upgrade(path, options, caller) do
     started = System.monotonic_time()
     Events.notify(:hot_upgrade, :start, %{otp_app: options.otp_app})
 
     with {:ok, plan, new} <- phase(:plan, fn -> decide(path, options) end),
          {:ok, staged} <- phase(:stage, fn -> stage(path, plan, new, options) end),
-         {:ok, pause} <- pause(staged, options) do
+         {:ok, pause} <- pause(staged, options, caller) do
       failures = phase(:refresh, fn -> refresh(staged) end)
       finish(plan, pause, failures, started)
       :ok
@@ -110,9 +130,7 @@ defmodule BeamDeploy.HotUpgrade do
   end
 
   defp finish(plan, pause, failures, started) do
-    for {step, reason} <- failures do
-      Logger.error("beam_deploy: hot upgrade is done, but its #{step} failed: #{inspect(reason)}")
-    end
+    :ok = complain(failures)
 
     if plan.skipped != [] do
       Logger.warning("beam_deploy: hot upgrade skipped #{Enum.join(plan.skipped, ", ")}")
@@ -134,6 +152,14 @@ defmodule BeamDeploy.HotUpgrade do
       plan: plan,
       failures: failures
     })
+  end
+
+  defp complain(failures) do
+    for {step, reason} <- failures do
+      Logger.error("beam_deploy: hot upgrade is done, but its #{step} failed: #{inspect(reason)}")
+    end
+
+    :ok
   end
 
   # --- plan
@@ -267,7 +293,7 @@ defmodule BeamDeploy.HotUpgrade do
 
   # --- suspend, load, migrate, resume
 
-  defp pause(staged, options) do
+  defp pause(staged, options, caller) do
     path = :code.get_path()
     migrants = migrants(staged.targets, staged.facts)
 
@@ -288,7 +314,8 @@ defmodule BeamDeploy.HotUpgrade do
             )
         },
         suspend_timeout: options.suspend_timeout,
-        code_change_timeout: options.code_change_timeout
+        code_change_timeout: options.code_change_timeout,
+        caller: caller
       })
 
     metadata = %{
@@ -319,12 +346,14 @@ defmodule BeamDeploy.HotUpgrade do
 
   # --- refresh
 
-  defp refresh(staged) do
-    :ok = Installation.announce(staged.installation)
+  defp refresh(staged), do: remember(staged.installation) ++ Refresh.run(staged)
 
-    case Installation.sync(staged.installation) do
-      :ok -> Refresh.run(staged)
-      {:error, posix} -> [{:sync, posix} | Refresh.run(staged)]
+  defp remember(installation) do
+    :ok = Installation.announce(installation)
+
+    case Installation.sync(installation) do
+      :ok -> []
+      {:error, posix} -> [{:sync, posix}]
     end
   end
 

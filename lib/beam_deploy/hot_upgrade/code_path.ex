@@ -30,9 +30,10 @@ defmodule BeamDeploy.HotUpgrade.CodePath do
     path ++ (left |> Enum.sort() |> Enum.map(fn {_app, library} -> ebin(library) end))
   end
 
+  @doc "Sets the path, without directories that are not there: for one of them the code server would refuse it as a whole."
   @spec set(t()) :: :ok | {:error, {:code_path, term()}}
   def set(path) do
-    case :code.set_path(path) do
+    case path |> Enum.filter(&File.dir?/1) |> :code.set_path() do
       true -> :ok
       {:error, reason} -> {:error, {:code_path, reason}}
     end

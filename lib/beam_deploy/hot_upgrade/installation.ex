@@ -205,10 +205,11 @@ defmodule BeamDeploy.HotUpgrade.Installation do
     :ok = rewrite(staged, contents.version, directory, names)
 
     moves =
-      for(
-        {_app, {library, name}} <- names,
-        do: {Path.join([staged, "lib", library]), Path.join([root, "lib", name])}
-      ) ++
+      runtime_system(staged, contents.erts_version, root) ++
+        for(
+          {_app, {library, name}} <- names,
+          do: {Path.join([staged, "lib", library]), Path.join([root, "lib", name])}
+        ) ++
         [
           {Path.join([staged, "releases", contents.version]),
            Path.join([root, "releases", directory])}
@@ -229,6 +230,13 @@ defmodule BeamDeploy.HotUpgrade.Installation do
          created: created
        })}
     end
+  end
+
+  # Another one than that of this release, by force, is what the next start needs.
+  defp runtime_system(staged, version, root) do
+    name = "erts-#{version}"
+    from = Path.join(staged, name)
+    if File.dir?(from), do: [{from, Path.join(root, name)}], else: []
   end
 
   defp move([], created), do: {:ok, created}

@@ -33,11 +33,14 @@ defmodule BeamDeploy.HotUpgrade.Migration do
 
   @type failure :: %{pid: pid(), module: module(), reason: term()}
 
+  @typedoc "Finds the processes that began since and run the same modules, and adds all that began to those that are known."
+  @type newcomers :: (MapSet.t(pid()) -> {[migrant()], MapSet.t(pid())})
+
   @doc "Adds what each target has to be told, by the facts of its new code."
   @spec migrant(Processes.target(), %{module() => map()}) :: migrant()
   def migrant(target, facts) do
     migrations =
-      for module <- target.modules, converts?(target.kind, facts[module]) do
+      for module <- target.modules, converts?(target.kind, module, facts[module]) do
         {:change_code, module, Processes.vsn(module), extra(target.kind, module)}
       end
 
@@ -45,9 +48,14 @@ defmodule BeamDeploy.HotUpgrade.Migration do
   end
 
   # A supervisor's own code_change reads the child specs again.
-  defp converts?(:supervisor, _facts), do: true
-  defp converts?(:server, facts), do: facts.code_change == :own or facts.state_change
-  defp converts?(_kind, facts), do: facts.code_change == :own
+  defp converts?(:supervisor, _module, _facts), do: true
+  defp converts?(:server, _module, facts), do: facts.code_change == :own or facts.state_change
+
+  # A callback module converts the state of its own process, not that of an agent which it has started.
+  defp converts?(:agent, module, facts),
+    do: facts.code_change == :own and not function_exported?(module, :init, 1)
+
+  defp converts?(_kind, _module, facts), do: facts.code_change == :own
 
   # What Agent applies to the state, as a named function.
   defp extra(:agent, module), do: {__MODULE__, :change_agent, [module, Processes.vsn(module)]}
@@ -77,7 +85,7 @@ defmodule BeamDeploy.HotUpgrade.Migration do
   Suspends all processes, and those that meanwhile began to run the same modules, which `newcomers` finds. On failure
   the ones that did not answer are named; all have to be resumed in any case.
   """
-  @spec suspend(t(), (MapSet.t(pid()) -> {[migrant()], MapSet.t(pid())}), timeout()) ::
+  @spec suspend(t(), newcomers(), timeout()) ::
           {:ok, t()} | {:error, {:suspend_failed, [pid()]}, t()}
   def suspend(migration, newcomers, timeout) do
     deadline = deadline(timeout)
@@ -137,6 +145,16 @@ defmodule BeamDeploy.HotUpgrade.Migration do
     if answers.silent == %{},
       do: {:ok, migration},
       else: {:error, {:suspend_failed, pids(answers.silent)}, migration}
+  end
+
+  @doc """
+  The processes that began since all others were suspended, and have a state that code has to be converted for. Which code
+  their state is of cannot be told.
+  """
+  @spec begun(t(), newcomers()) :: [pid()]
+  def begun(migration, newcomers) do
+    {migrants, _known} = newcomers.(migration.known)
+    for %{kind: kind, migrations: [_ | _], pid: pid} <- migrants, kind != :supervisor, do: pid
   end
 
   @doc "To be asked while the old code is loaded; see `check_modes/1`."

@@ -5,18 +5,19 @@ defmodule BeamDeploy.HotUpgrade.Pause do
   #
   # Nothing is logged here: the logger may be among the suspended.
 
-  alias BeamDeploy.HotUpgrade.{CodePath, Guard, Installation, Loader, Migration, Undo}
+  alias BeamDeploy.HotUpgrade.{CodePath, Guard, Installation, Loader, Migration}
 
   @typedoc "What has been prepared while everything ran."
   @type prepared :: %{
           migration: Migration.t(),
           modes: Migration.modes(),
-          newcomers: (MapSet.t(pid()) -> {[Migration.migrant()], MapSet.t(pid())}),
+          newcomers: Migration.newcomers(),
           loader: Loader.t(),
           installation: Installation.t(),
           path: %{now: CodePath.t(), next: CodePath.t()},
           suspend_timeout: timeout(),
-          code_change_timeout: timeout()
+          code_change_timeout: timeout(),
+          caller: {pid(), reference()}
         }
 
   @typedoc "Each phase with its duration in native time units and what came of it."
@@ -34,7 +35,7 @@ defmodule BeamDeploy.HotUpgrade.Pause do
     guard = Guard.start(prepared)
     :ok = Guard.add(guard, Map.values(prepared.migration.group))
 
-    prepared = Map.merge(prepared, %{guard: guard, newcomers: guarded(prepared.newcomers, guard)})
+    prepared = Map.put(prepared, :guard, guard)
 
     # Ahead of the processes it wakes: each of them waits for all that is sent before its own turn.
     priority = Process.flag(:priority, :high)
@@ -42,11 +43,12 @@ defmodule BeamDeploy.HotUpgrade.Pause do
 
     {result, migration, timings} = suspend(prepared)
 
+    # To those that an undo has resumed already it is nothing new.
     {resumed, timings} = timed(timings, :resume, fn -> Migration.resume(migration) end)
     pause = System.monotonic_time() - started
     :ok = resumed
     Process.flag(:priority, priority)
-    result = finish(result, migration, prepared)
+    :ok = Migration.finish(migration)
     :ok = Guard.stop(guard)
 
     %{
@@ -68,7 +70,8 @@ defmodule BeamDeploy.HotUpgrade.Pause do
   defp suspend(prepared) do
     {suspended, timings} =
       timed([], :suspend, fn ->
-        Migration.suspend(prepared.migration, prepared.newcomers, prepared.suspend_timeout)
+        newcomers = guarded(prepared.newcomers, prepared.guard)
+        Migration.suspend(prepared.migration, newcomers, prepared.suspend_timeout)
       end)
 
     case suspended do
@@ -78,6 +81,7 @@ defmodule BeamDeploy.HotUpgrade.Pause do
   end
 
   defp load(prepared, migration, timings) do
+    :ok = Guard.loading(prepared.guard)
     {loaded, timings} = timed(timings, :load, fn -> Loader.load(prepared.loader) end)
 
     case loaded do
@@ -90,7 +94,8 @@ defmodule BeamDeploy.HotUpgrade.Pause do
   defp migrate(prepared, migration, timings) do
     {changed, timings} =
       timed(timings, :migrate, fn ->
-        with :ok <- CodePath.set(prepared.path.next),
+        with :ok <- nobody_began(prepared, migration),
+             :ok <- CodePath.set(prepared.path.next),
              :ok <- Loader.load_native(prepared.loader),
              :ok <- Migration.check_modes(prepared.modes),
              {:ok, migration} <- Migration.change(migration, prepared.code_change_timeout) do
@@ -113,31 +118,30 @@ defmodule BeamDeploy.HotUpgrade.Pause do
     end
   end
 
+  # Who did so after the last look, and before the new code was there, has an old state that nobody would convert.
+  defp nobody_began(prepared, migration) do
+    case Migration.begun(migration, prepared.newcomers) do
+      [] -> :ok
+      pids -> {:error, {:suspend_failed, pids}}
+    end
+  end
+
   defp commit(prepared, migration) do
     with :ok <- Guard.commit(prepared.guard), do: {:ok, migration}
   end
 
   defp undo(prepared, migration, reason, timings) do
-    {undo, timings} =
-      timed(timings, :undo, fn -> Undo.run(migration, prepared.loader, prepared.path.now) end)
+    {undone, timings} =
+      timed(timings, :undo, fn -> Guard.undo(prepared.guard, migration.known) end)
 
-    {{:error, {:undone, reason, undo}}, migration, timings}
+    {{:error, describe(reason, undone)}, migration, timings}
   end
 
-  defp finish({:error, {:undone, reason, undo}}, migration, prepared) do
-    ended = Undo.settle(undo, migration, prepared.code_change_timeout)
-    {:error, describe(reason, ended)}
-  end
+  defp describe({:code_change_failed, failures}, {:ok, ended}),
+    do: {:code_change_failed, %{processes: failures, killed: ended}}
 
-  defp finish(result, migration, _prepared) do
-    :ok = Migration.finish(migration)
-    result
-  end
-
-  defp describe({:code_change_failed, failures}, killed),
-    do: {:code_change_failed, %{processes: failures, killed: killed}}
-
-  defp describe(reason, _killed), do: reason
+  defp describe(reason, {:ok, _ended}), do: reason
+  defp describe(_reason, {:error, reason}), do: reason
 
   defp timed(timings, phase, function) do
     started = System.monotonic_time()

@@ -17,22 +17,28 @@ defmodule BeamDeploy.HotUpgrade.Processes do
   # A supervisor or event manager that does not answer is taken for one without news.
   @ask_timeout 1_000
 
+  # A process of these notes whom it works for a little after its beginning.
+  @forerunners [
+    {Agent.Server, :init, 1},
+    {Phoenix.Channel.Server, :init, 1},
+    {Phoenix.LiveView.Channel, :init, 1}
+  ]
+
   @behaviour_loops [:gen_server, :gen_statem, :gen_event, :gen_fsm, :sys]
 
   @doc """
-  The processes that run one of the modules, and all processes that were looked at.
+  The processes that run one of the modules, and all processes that were looked at and had begun.
 
   Only processes that understand system messages: tasks and spawned functions are left alone. With them come the
   supervisors that start such processes, so that none begins in old code while it is replaced.
   """
   @spec affected(MapSet.t(module())) :: {[target()], MapSet.t(pid())}
   def affected(changed) do
-    pids = Process.list()
-    calls = for pid <- pids, call = initial_call(pid), into: %{}, do: {pid, call}
+    {calls, known} = look_at(Process.list())
     direct = targets(calls, changed)
     found = MapSet.new(direct, & &1.pid)
     targets = direct ++ supervised(calls, changed, found)
-    {targets ++ parents(targets, calls), MapSet.new(pids)}
+    {targets ++ parents(targets, calls), MapSet.new(known)}
   end
 
   defp parents(targets, calls) do
@@ -55,8 +61,8 @@ defmodule BeamDeploy.HotUpgrade.Processes do
         {[], known}
 
       pids ->
-        calls = for pid <- pids, call = initial_call(pid), into: %{}, do: {pid, call}
-        {targets(calls, changed), MapSet.union(known, MapSet.new(pids))}
+        {calls, looked_at} = look_at(pids)
+        {targets(calls, changed), MapSet.union(known, MapSet.new(looked_at))}
     end
   end
 
@@ -77,6 +83,20 @@ defmodule BeamDeploy.HotUpgrade.Processes do
   end
 
   # --- by what proc_lib noted
+
+  # The first calls, and the processes that need not be looked at again: not those that are about to note theirs.
+  defp look_at(pids) do
+    Enum.reduce(pids, {%{}, []}, fn pid, {calls, known} ->
+      case initial_call(pid) do
+        nil -> {calls, if(begins?(pid), do: known, else: [pid | known])}
+        call when call in @forerunners -> {Map.put(calls, pid, call), known}
+        call -> {Map.put(calls, pid, call), [pid | known]}
+      end
+    end)
+  end
+
+  defp begins?(pid),
+    do: match?({:initial_call, {:proc_lib, :init_p, _}}, Process.info(pid, :initial_call))
 
   # Since OTP 26.2 one key can be read without copying the whole dictionary.
   if List.to_integer(:erlang.system_info(:otp_release)) >= 27 do

@@ -226,6 +226,17 @@ defmodule BeamDeploy.HotUpgrade.MigrationTest do
 
   defp late_marker, do: :late
 
+  test "the state of an agent is no business of the callback module that started it" do
+    {:ok, agent} = Agent.start_link(fn -> :agent end)
+    migration = prepare([{agent, :agent, Server}])
+    assert migration.migrating == %{}
+    {:ok, migration} = Migration.suspend(migration, nobody(), 10_000)
+    {:ok, migration} = Migration.change(migration, 10_000)
+    :ok = Migration.resume(migration)
+    :ok = Migration.finish(migration)
+    assert Agent.get(agent, & &1) == :agent
+  end
+
   test "no state is converted that needs no conversion" do
     one = start(1)
 

@@ -174,6 +174,30 @@ defmodule BeamDeploy.HotUpgrade.ProcessesTest do
     refute pid in Enum.map(targets, & &1.pid)
   end
 
+  test "who has not noted yet what it runs is looked at again" do
+    changed = MapSet.new([Server])
+    {_targets, known} = Processes.affected(changed)
+    pid = held_before_its_first_step()
+    {targets, known} = Processes.newcomers(changed, known)
+    refute pid in Enum.map(targets, & &1.pid)
+    true = :erlang.resume_process(pid)
+    assert :sys.get_state(pid) == nil
+    {targets, known} = Processes.newcomers(changed, known)
+    assert pid in Enum.map(targets, & &1.pid)
+    {targets, _known} = Processes.newcomers(changed, known)
+    refute pid in Enum.map(targets, & &1.pid)
+  end
+
+  # As soon as one is caught that no scheduler has got to.
+  defp held_before_its_first_step do
+    pid = :proc_lib.spawn(:gen, :init_it, [:gen_server, self(), :self, Server, nil, []])
+    true = :erlang.suspend_process(pid)
+
+    if Process.info(pid, :dictionary) == {:dictionary, []},
+      do: pid,
+      else: held_before_its_first_step()
+  end
+
   test "a supervisor that does not answer is no obstacle" do
     {:ok, top} = Supervisor.start_link(Top, [])
     :ok = :sys.suspend(top)
