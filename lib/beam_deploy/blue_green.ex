@@ -99,14 +99,40 @@ defmodule BeamDeploy.BlueGreen do
     side = other(outgoing.side)
 
     with {:ok, incoming} <- bring_up(swap, release, side),
+         :ok <- check_outgoing(outgoing, incoming),
          :ok <- hand_over(outgoing, incoming, swap.options.drain_timeout) do
       finish(swap, outgoing, incoming)
     else
+      {:in_its_place, incoming} ->
+        take_its_place(swap, incoming, release)
+
       {:error, reason} ->
         # Addresses that only the new version would have served.
         give_up(side)
         {:error, reason}
     end
+  end
+
+  # Since the outgoing peer ended, all who came wait in its queue. Where ports are shared the queue went with the peer,
+  # and the incoming one has connections by now.
+  defp check_outgoing(outgoing, incoming) do
+    if Peer.alive?(outgoing) or Listener.info().mode == :overlap,
+      do: :ok,
+      else: {:in_its_place, incoming}
+  end
+
+  # A connection cannot change its queue, but the release can be booted on the side of the queue.
+  defp take_its_place(%{outgoing: outgoing} = swap, incoming, release) do
+    Logger.warning(
+      "beam_deploy: #{outgoing.node} ended during the swap; release #{release.version} is booted once more, in its " <>
+        "place, where connections wait"
+    )
+
+    :killed = Peer.kill(incoming)
+    give_up(incoming.side)
+    # What is cleaned up after the one that ended bears the names of what comes next.
+    :ok = Coordinator.peer_ended(outgoing)
+    swap(%{swap | outgoing: nil}, release)
   end
 
   defp hand_over(outgoing, incoming, timeout) do

@@ -289,10 +289,23 @@ defmodule BeamDeploy.Integration.FailureTest do
 
     test "during a swap leaves the new version serving", %{tmp_dir: tmp_dir} do
       {instance, upgrade} = ends_during_a_swap(tmp_dir)
+      # Once they are connected they wait in the queue of the one that ended.
+      waiting = for _ <- 1..20, do: Http.connect!(instance.port)
       set_gate(tmp_dir, "open")
+
+      for client <- waiting,
+          do: assert({:ok, %{status: 200, body: "0.2.0"}} = Http.request(client, "/version"))
+
+      Enum.each(waiting, &:gen_tcp.close/1)
       assert Task.await(upgrade, 60_000) == :ok
       assert version(instance) == "0.2.0"
       assert length(os_pids(instance)) == 2
+      assert_logged(instance, "release 0.2.0 is booted once more, in its place")
+      assert [%{version: "0.2.0", side: :blue}] = eval!(instance, "BeamDeploy.info().peers")
+
+      # The next swap goes on from there.
+      assert eval!(instance, "BeamDeploy.rollback()") == :ok
+      assert version(instance) == "0.1.0"
     end
 
     test "during a swap that fails is booted again", %{tmp_dir: tmp_dir} do

@@ -11,19 +11,24 @@ defmodule BeamDeploy.Test.Http do
   end
 
   def get(port, path, timeout \\ 30_000) do
-    with {:ok, socket} <-
-           :gen_tcp.connect(
-             {127, 0, 0, 1},
-             port,
-             [:binary, active: false, packet: :http_bin],
-             5_000
-           ) do
+    with {:ok, socket} <- connect(port) do
       try do
         request(socket, path, timeout)
       after
         :gen_tcp.close(socket)
       end
     end
+  end
+
+  @doc "A connection for `request/4`. It is there as soon as it is in the queue of whoever is to accept it."
+  def connect!(port) do
+    {:ok, socket} = connect(port)
+    socket
+  end
+
+  defp connect(port) do
+    options = [:binary, active: false, packet: :http_bin]
+    :gen_tcp.connect({127, 0, 0, 1}, port, options, 5_000)
   end
 
   @doc "A request on an open connection (`packet: :http_bin`), which stays open."

@@ -111,6 +111,10 @@ defmodule BeamDeploy.BlueGreen.Coordinator do
   @spec peer_started(Peer.t()) :: :ok
   def peer_started(peer), do: GenServer.call(__MODULE__, {:peer_started, peer})
 
+  @doc "The active peer was seen to have ended. On return it has been cleaned up after."
+  @spec peer_ended(Peer.t()) :: :ok
+  def peer_ended(peer), do: GenServer.call(__MODULE__, {:peer_ended, peer})
+
   @doc "New connections go to the incoming peer."
   @spec cut_over(Peer.t(), Peer.t() | nil) :: :ok
   def cut_over(incoming, outgoing),
@@ -208,6 +212,15 @@ defmodule BeamDeploy.BlueGreen.Coordinator do
   def handle_call({:peer_started, peer}, _from, state),
     do: {:reply, :ok, %{state | incoming: peer}}
 
+  def handle_call(
+        {:peer_ended, %{control: control}},
+        _from,
+        %{active: %{control: control}} = state
+      ),
+      do: {:reply, :ok, active_ended(state)}
+
+  def handle_call({:peer_ended, _peer}, _from, state), do: {:reply, :ok, state}
+
   def handle_call({:cut_over, incoming, outgoing}, _from, state) do
     # A request that asked for the swap may be one that the outgoing peer has to finish: it is answered now.
     {early, callers} =
@@ -257,10 +270,8 @@ defmodule BeamDeploy.BlueGreen.Coordinator do
     do: state |> end_booting() |> boot_finished({:error, {:crashed, reason}})
 
   def handle_info({:DOWN, ref, :process, _pid, _reason}, %{monitor: ref} = state) do
-    Logger.error("beam_deploy: the active peer #{state.active.node} ended by itself")
-    :ok = Peer.clean_up(state.active, :ok)
     side = state.active.side
-    recover(%{state | active: nil, monitor: nil}, side)
+    state |> active_ended() |> recover(side)
   end
 
   # Answers of tasks that were ended.
@@ -348,6 +359,13 @@ defmodule BeamDeploy.BlueGreen.Coordinator do
         release: peer.release,
         environment: environment
     }
+  end
+
+  defp active_ended(%{active: peer} = state) do
+    Process.demonitor(state.monitor, [:flush])
+    Logger.error("beam_deploy: the active peer #{peer.node} ended by itself")
+    :ok = Peer.clean_up(peer, :ok)
+    %{state | active: nil, monitor: nil}
   end
 
   # A swap that has not cut over will put its own peer in the place of the one that ended; if it fails, this comes again.
