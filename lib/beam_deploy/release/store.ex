@@ -172,9 +172,13 @@ defmodule BeamDeploy.Release.Store do
     end
   end
 
-  @doc "All that can be swapped to, newest first; the base last."
+  @doc "All that can be swapped to, newest first; the base last. Without those that are listed and not there."
   @spec releases(t()) :: [Release.t()]
-  def releases(store), do: Enum.map(state!(store).releases ++ [:base], &locate!(&1, store))
+  def releases(store) do
+    for key <- state!(store).releases ++ [:base],
+        {:ok, release} <- [locate(key, store)],
+        do: release
+  end
 
   @doc "Their roots alone, which takes a look at none of them."
   @spec roots(t()) :: [Path.t()]
@@ -240,14 +244,19 @@ defmodule BeamDeploy.Release.Store do
   @doc "The root whose equal files a new release may share. Not the base's: a cold deploy writes into its files."
   @spec link_source(t()) :: Path.t() | nil
   def link_source(store) do
-    case state!(store) do
-      %{current: :base, releases: []} -> nil
-      %{current: :base, releases: [newest | _older]} -> root(store, newest)
-      %{current: key} -> root(store, key)
-    end
+    %{current: current, releases: releases} = state!(store)
+
+    # Somebody may have removed one.
+    [current | releases]
+    |> Enum.reject(&(&1 == :base))
+    |> Enum.map(&root(store, &1))
+    |> Enum.find(&File.dir?/1)
   end
 
-  @doc "Takes over what was extracted under a staging path. An identical release that is here already wins."
+  @doc """
+  Takes over what was extracted under a staging path. An identical release that is here already wins, unless files of it
+  are gone: then it is replaced, durably, since it may be one that is listed.
+  """
   @spec adopt(t(), Release.t()) :: {:ok, Release.t()} | {:error, File.posix()}
   def adopt(store, %Release{root: staged} = release) do
     # By the first digits: applications put sockets below RELEASE_ROOT, and their paths end at 108 bytes.
@@ -277,21 +286,68 @@ defmodule BeamDeploy.Release.Store do
         {:ok, %{release | root: root}}
 
       {:error, posix} when posix in [:eexist, :enotempty] ->
-        case read_manifest(root) do
-          {:ok, there} when there.sha256 == release.sha256 ->
+        case identical(store, root, release) do
+          {:ok, there} ->
             :ok = remove(store, release.root)
             {:ok, there}
 
-          _another when longer != [] ->
+          :damaged ->
+            replace(store, root, release)
+
+          :another when longer != [] ->
             adopt_as(longer, store, release)
 
-          _another ->
+          :another ->
             {:error, posix}
         end
 
       {:error, posix} ->
         {:error, posix}
     end
+  end
+
+  defp identical(store, root, %{version: version, sha256: sha256} = fresh) do
+    case read_manifest(root) do
+      {:ok, %{sha256: ^sha256} = there} ->
+        if has?(root, fresh.root), do: {:ok, there}, else: :damaged
+
+      {:ok, _another} ->
+        :another
+
+      # Its manifest is damaged as well; the list remembers.
+      {:error, _why} ->
+        if {version, sha256, Path.basename(root)} in state!(store).releases,
+          do: :damaged,
+          else: :another
+    end
+  end
+
+  # By the names: what a release writes into its own files is its own affair.
+  defp has?(there, fresh) do
+    type = type(fresh)
+    type(there) == type and (type != :directory or has_all?(there, fresh))
+  end
+
+  defp has_all?(there, fresh) do
+    {:ok, names} = :file.list_dir_all(fresh)
+    Enum.all?(names, &has?(:filename.join(there, &1), :filename.join(fresh, &1)))
+  end
+
+  defp type(path) do
+    case :file.read_link_info(path, [:raw]) do
+      {:ok, info} -> File.Stat.from_record(info).type
+      {:error, _posix} -> nil
+    end
+  end
+
+  defp replace(store, root, release) do
+    Logger.warning("files of #{root} are gone: it is replaced by the same release")
+
+    with :ok <- Native.sync_file_system(release.root),
+         :ok <- remove(store, root),
+         :ok <- File.rename(release.root, root),
+         :ok <- Native.sync_file_system(root),
+         do: {:ok, %{release | root: root}}
   end
 
   # --- opening

@@ -269,6 +269,62 @@ defmodule BeamDeploy.Release.StoreTest do
     end
   end
 
+  describe "a release that is damaged" do
+    defp deployed!(context, version) do
+      store = open!(context)
+      {store, deploy!(context, store, version)}
+    end
+
+    for file <- [
+          "releases/0.2.0/start.boot",
+          "lib/my_app-0.2.0/ebin/my_app.app",
+          "beam_deploy.release"
+        ] do
+      test "is replaced by its tarball: #{file}", context do
+        {store, release} = deployed!(context, "0.2.0")
+        path = Path.join(release.root, unquote(file))
+        File.rm!(path)
+
+        {staged, log} = with_log(fn -> stage!(context, store, "0.2.0") end)
+        assert log =~ "it is replaced by the same release"
+        assert staged == release
+        assert File.regular?(path)
+        assert staged(store) == [Path.basename(release.root)]
+
+        assert for(dir <- ["staging", "trash"], do: File.ls!(Path.join(store.dir, dir))) == [
+                 [],
+                 []
+               ]
+
+        assert Store.current(reopen!(store)) == release
+      end
+    end
+
+    test "by what it wrote itself is not: it stays as it is", context do
+      {store, release} = deployed!(context, "0.2.0")
+      own = Path.join(release.root, "lib/own")
+      File.write!(own, "written while it ran")
+      changed = Path.join(release.root, "bin/my_app")
+      File.write!(changed, "changed")
+      assert stage!(context, store, "0.2.0") == release
+      assert File.read!(own) == "written while it ran"
+      assert File.read!(changed) == "changed"
+    end
+
+    test "or gone is not listed, and nothing is linked with it", context do
+      {store, second} = deployed!(context, "0.2.0")
+      third = deploy!(context, store, "0.3.0")
+      assert Store.link_source(store) == third.root
+      File.rm_rf!(third.root)
+      assert Store.releases(store) == [second, context.base]
+      assert Store.link_source(store) == second.root
+      File.rm_rf!(second.root)
+      assert Store.releases(store) == [context.base]
+      assert Store.link_source(store) == nil
+      assert %Release{} = stage!(context, store, "0.4.0")
+    end
+  end
+
   describe "a new base" do
     test "resets what is served, and keeps the history", context do
       store = open!(context)
