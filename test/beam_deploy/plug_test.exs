@@ -12,6 +12,14 @@ defmodule Bandit.InitialHandler do
   def handle_connection(socket), do: {:received, :gen_tcp.recv(socket, 3)}
 end
 
+defmodule ThousandIsland.Transports.SSL do
+  # Thousand Island's calls ssl here, and the process of the connection.
+  def handshake(tls) do
+    monitor = Process.monitor(tls)
+    receive do: ({:DOWN, ^monitor, :process, ^tls, reason} -> {:error, reason})
+  end
+end
+
 defmodule BeamDeploy.PlugTest do
   # Not async: that a node drains is known to all of it.
   use ExUnit.Case, async: false
@@ -173,6 +181,55 @@ defmodule BeamDeploy.PlugTest do
       end
 
       assert {:leaving, {^socket, :state}} = ThousandIsland.look({socket, :state}, 0)
+    end
+
+    test "that has not been handed its socket is none to end" do
+      connection = {nil, %{handler_module: Bandit.InitialHandler}}
+      assert ThousandIsland.look(connection, 0) == {:busy, connection}
+    end
+
+    test "of TLS is ended once nothing has come for long enough, one that is slow is not", %{
+      socket: %{socket: socket},
+      client: client
+    } do
+      tls = start_tls()
+      handshake = start_handshake(tls)
+      :ok = :gen_tcp.controlling_process(socket, tls)
+      :ok = :gen_tcp.send(client, "a byte")
+      assert ThousandIsland.abandon_unused(handshake, 30_000, 60_000) == :in_use
+      refute_received {:terminate, _reason}
+
+      BeamDeploy.Test.Wait.until(fn ->
+        ThousandIsland.abandon_unused(handshake, 300, 0) == :abandoned
+      end)
+
+      assert_receive {:terminate, :normal}, 10_000
+    end
+
+    test "of TLS without a socket is ended once it has not answered for long enough" do
+      handshake = start_handshake(start_tls())
+      assert ThousandIsland.abandon_unused(handshake, 1_000, 999) == :in_use
+      assert ThousandIsland.abandon_unused(handshake, 1_000, 1_000) == :abandoned
+      assert_receive {:terminate, :normal}, 10_000
+    end
+
+    # The process of ssl that a socket belongs to: it says what it was told.
+    defp start_tls do
+      test = self()
+
+      start_supervised!(
+        {Task, fn -> receive do: ({:system, _from, request} -> send(test, request)) end}
+      )
+    end
+
+    defp start_handshake(tls) do
+      {:ok, pid} = Task.start(Elixir.ThousandIsland.Transports.SSL, :handshake, [tls])
+
+      BeamDeploy.Test.Wait.until(fn ->
+        Process.info(pid, :monitors) == {:monitors, [process: tls]}
+      end)
+
+      pid
     end
   end
 end

@@ -41,6 +41,9 @@ defmodule BeamDeploy.Integration.ThousandIsland do
   `connection: close` from then on, one that speaks HTTP/2 tells its client to begin no more.
   """
   @spec look(term(), non_neg_integer()) :: {BeamDeploy.PeerNode.Drain.observation(), term()}
+  # It has not been handed its socket yet.
+  def look({nil, _options} = connection, _known_idle), do: {:busy, connection}
+
   def look(
         {%{socket: raw}, %{handler_module: Bandit.HTTP1.Handler, plug: _} = state} = connection,
         known_idle
@@ -125,10 +128,24 @@ defmodule BeamDeploy.Integration.ThousandIsland do
   end
 
   # With TLS the socket belongs to a process of ssl, which this one is calling.
-  defp close_unused(nil, [process: tls], idle, waited) when waited >= idle do
-    send(tls, {:system, {tls, make_ref()}, {:terminate, :normal}})
-    :abandoned
+  defp close_unused(nil, [process: tls], idle, waited) do
+    if tls_idle_for(tls, waited) >= idle do
+      send(tls, {:system, {tls, make_ref()}, {:terminate, :normal}})
+      :abandoned
+    else
+      :in_use
+    end
   end
 
   defp close_unused(nil, _monitors, _idle, _waited), do: :in_use
+
+  # A client may be slow, and in the middle of its handshake.
+  defp tls_idle_for(tls, waited) do
+    with {:links, links} <- Process.info(tls, :links),
+         port when is_port(port) <- Enum.find(links, &is_port/1) do
+      Connection.idle_for(port, waited)
+    else
+      _none -> waited
+    end
+  end
 end
