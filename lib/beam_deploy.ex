@@ -94,7 +94,9 @@ defmodule BeamDeploy do
       tried again until `:health_timeout`
     * `:before_cutover` - called in the outgoing peer, with the incoming node as first argument, after all user processes
       have ended; its result is the handoff state
-    * `:after_cutover` - called in the incoming peer, with that state as first argument, once the outgoing one is gone
+    * `:after_cutover` - called in the incoming peer, with that state as first argument, once the outgoing one is gone and
+      the new release is recorded as the current one. It should return soon: until it does `upgrade/2` does not, and
+      another upgrade is refused. Past `:boot_timeout` it is waited for no longer
     * `:boot_timeout` - ms for a peer to start its applications (default 120000)
     * `:health_timeout` - ms for the health check to pass (default 30000)
     * `:drain_timeout` - ms for the outgoing peer to finish what it has accepted (default 60000)

@@ -410,9 +410,9 @@ defmodule BeamDeploy.BlueGreen do
 
   defp complete(swap, incoming) do
     _ = Peer.call(incoming, :put_counterpart, [:outgoing, nil], 5_000)
-    after_cutover(incoming)
-
+    # First: should the hook hang and the parent be restarted for it, it serves what serves now.
     record(swap, incoming.release, incoming.roots)
+    after_cutover(incoming, swap.options.boot_timeout)
   end
 
   defp record(swap, release, live) do
@@ -442,11 +442,20 @@ defmodule BeamDeploy.BlueGreen do
     )
   end
 
-  defp after_cutover(incoming) do
+  defp after_cutover(incoming, timeout) do
     state = Coordinator.take_cutover_state()
 
-    with {:error, reason} <- Peer.call(incoming, :after_cutover, [state], :infinity) do
-      Logger.error("beam_deploy: after_cutover failed: #{inspect(reason)}")
+    case Peer.call(incoming, :after_cutover, [state], timeout) do
+      {:ok, _ignored} ->
+        :ok
+
+      {:error, :timeout} ->
+        Logger.error(
+          "beam_deploy: after_cutover has not returned within #{timeout} ms and is waited for no longer"
+        )
+
+      {:error, reason} ->
+        Logger.error("beam_deploy: after_cutover failed: #{inspect(reason)}")
     end
   end
 

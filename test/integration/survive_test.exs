@@ -93,6 +93,58 @@ defmodule BeamDeploy.Integration.SurviveTest do
     end
   end
 
+  describe "a release whose files are gone from the store" do
+    test "is repaired by its tarball, also after a restart", %{tmp_dir: tmp_dir} do
+      instance = deployed(tmp_dir)
+      script = Path.join(current_root(instance), "releases/0.2.0/env.sh")
+      assert eval!(instance, "BeamDeploy.rollback()") == :ok
+      File.rm!(script)
+
+      assert eval!(instance, "BeamDeploy.rollback()") == {:error, {:damaged_release, "0.2.0"}}
+      assert upgrade(instance, SampleRelease.tarball("0.2.0")) == :ok
+      assert version(instance) == "0.2.0"
+      assert File.regular?(script)
+
+      stop(instance, "KILL")
+      restart(instance)
+      assert version(instance) == "0.2.0"
+      assert length(staged(instance)) == 1
+    end
+
+    test "all of them keeps nobody from deploying, or from looking", %{tmp_dir: tmp_dir} do
+      instance = deployed(tmp_dir)
+      File.rm_rf!(current_root(instance))
+
+      assert ["0.1.0"] =
+               for(release <- eval!(instance, "BeamDeploy.info().releases"), do: release.version)
+
+      assert upgrade(instance, SampleRelease.tarball("0.3.0")) == :ok
+      assert version(instance) == "0.3.0"
+    end
+  end
+
+  describe "an after_cutover that hangs" do
+    test "does not bring the old version back at the next start", %{tmp_dir: tmp_dir} do
+      instance = start(tmp_dir)
+      tarball = SampleRelease.tarball("0.2.0", :after_cutover_hangs)
+      Task.start(fn -> rpc(instance, "BeamDeploy.upgrade(#{inspect(tarball)})") end)
+      # By when the store has it, the hook runs or is about to.
+      Wait.until(fn -> match?([{:blue_green, "0.1.0", "0.2.0", :ok}], history(instance)) end)
+      assert eval!(instance, "BeamDeploy.upgrading?()")
+      stop(instance, "KILL")
+      restart(instance)
+      assert version(instance) == "0.2.0"
+    end
+
+    test "is waited for no longer than for a boot", %{tmp_dir: tmp_dir} do
+      instance = start(tmp_dir, start_options: [boot_timeout: 15_000])
+      assert upgrade(instance, SampleRelease.tarball("0.2.0", :after_cutover_hangs)) == :ok
+      assert_logged(instance, "after_cutover has not returned within 15000 ms")
+      assert eval!(instance, "BeamDeploy.rollback()") == :ok
+      assert version(instance) == "0.1.0"
+    end
+  end
+
   describe "a rollback" do
     test "goes back, forward again, and to any version, from the parent and from a peer", %{
       tmp_dir: tmp_dir
