@@ -270,8 +270,9 @@ defmodule BeamDeploy.BlueGreen.Listener do
         {nil, 0}
 
       {[], pair} ->
+        count = discard(pair, side)
         close(pair)
-        {nil, 0}
+        {nil, count}
 
       {^users, _pair} ->
         {entry, 0}
@@ -280,9 +281,13 @@ defmodule BeamDeploy.BlueGreen.Listener do
         {%{entry | users: left}, 0}
 
       {left, pair} ->
-        {:ok, count} = Native.listener_discard(pair, @sides[side])
-        {%{entry | users: left}, count}
+        {%{entry | users: left}, discard(pair, side)}
     end
+  end
+
+  defp discard(pair, side) do
+    {:ok, count} = Native.listener_discard(pair, @sides[side])
+    count
   end
 
   defp close(pair) do

@@ -56,10 +56,40 @@ defmodule BeamDeploy.BlueGreen.ListenerTest do
       {:ok, _client} = connect(@loopback, other)
       await_accept(given_up)
 
-      assert {:ok, 0} = Listener.release(:blue)
+      # Nobody will accept it any more.
+      {:ok, late} = connect(@loopback, other)
+      assert {:ok, 1} = Listener.release(:blue)
+      assert {:error, :closed} = :gen_tcp.recv(late, 0, 10_000)
       assert %{active: :green, addresses: [%{port: ^port, sides: [:green]}]} = Listener.info()
       # The peer that adopted it is not gone, as it would be.
       :ok = :gen_tcp.close(given_up)
+    end
+
+    test "has no say between two addresses of one port: the narrower one gets its connections", %{
+      port: port
+    } do
+      any = {0, 0, 0, 0}
+      _narrow = serve(:blue, {@loopback, port, nil})
+      wide = serve(:green, {any, port, nil})
+      :ok = Listener.cutover(:green)
+      {:ok, client} = connect(@loopback, port)
+      assert accept(wide) == {:error, :timeout}
+      # What waits there when its peer is gone is counted.
+      assert {:ok, 1} = Listener.release(:blue)
+      assert {:error, :closed} = :gen_tcp.recv(client, 0, 10_000)
+    end
+
+    test "of two addresses of one port, by versions that serve both", %{port: port} do
+      narrow = serve(:blue, {@loopback, port, nil})
+      both = [{@loopback, port, nil}, {{0, 0, 0, 0}, port, nil}]
+      [narrow_now, wide] = Enum.map(both, &serve(:green, &1))
+      :ok = Listener.cutover(:green)
+      {:ok, _client} = connect(@loopback, port)
+      await_accept(narrow_now)
+      {:ok, _client} = connect({127, 0, 0, 2}, port)
+      await_accept(wide)
+      assert accept(narrow) == {:error, :timeout}
+      assert {:ok, 0} = Listener.release(:blue)
     end
 
     test "of IPv6, dual stack and IPv6 alone", %{port: port} do
