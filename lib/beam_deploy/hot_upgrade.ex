@@ -301,7 +301,7 @@ defmodule BeamDeploy.HotUpgrade do
       Pause.run(%{
         migration: Migration.prepare(migrants, staged.known),
         modes: Migration.modes(migrants),
-        newcomers: &newcomers(&1, staged),
+        newcomers: newcomers(staged.modules, staged.facts),
         loader: staged.loader,
         installation: staged.installation,
         path: %{
@@ -339,9 +339,12 @@ defmodule BeamDeploy.HotUpgrade do
 
   defp migrants(targets, facts), do: Enum.map(targets, &Migration.migrant(&1, facts))
 
-  defp newcomers(known, staged) do
-    {targets, known} = Processes.newcomers(staged.modules, known)
-    {migrants(targets, staged.facts), known}
+  # The guard has a copy of it: of nothing but what it takes.
+  defp newcomers(modules, facts) do
+    fn known ->
+      {targets, known} = Processes.newcomers(modules, known)
+      {migrants(targets, facts), known}
+    end
   end
 
   # --- refresh
