@@ -28,6 +28,7 @@ defmodule BeamDeploy.PeerNode do
     :persistent_term.put(@key, identity)
     :ok = Console.take_over()
     set_cookie()
+    configure_once()
     connect(identity.parent)
     meet(identity.outgoing)
     Preload.run(take("BEAM_DEPLOY_PRELOAD"))
@@ -101,6 +102,25 @@ defmodule BeamDeploy.PeerNode do
 
   defp set_cookie do
     "RELEASE_COOKIE" |> System.fetch_env!() |> String.to_atom() |> Node.set_cookie()
+  end
+
+  # Releases with `reboot_system_after_config` boot once more when their config providers have run. The VM of a peer boots
+  # once: it goes on with what they have answered, as other releases do. What providers then say of kernel comes too late,
+  # which Elixir refuses; that distribution is to start is what `mix release` adds itself, and it has started.
+  defp configure_once do
+    case Application.fetch_env(:elixir, :config_provider_init) do
+      {:ok, %{reboot_system_after_config: true, extra_config: extra} = provider} ->
+        provider = %{
+          provider
+          | reboot_system_after_config: false,
+            extra_config: Keyword.delete(extra, :kernel)
+        }
+
+        Application.put_env(:elixir, :config_provider_init, provider)
+
+      _reboots_not ->
+        :ok
+    end
   end
 
   # Hidden, so that the parent is no member of the cluster that peers and other hosts may form. When a member is gone, OTP's

@@ -157,6 +157,25 @@ defmodule BeamDeploy.Integration.SwapTest do
     end
   end
 
+  test "a release that boots once more after its config providers", %{tmp_dir: tmp_dir} do
+    instance = start(tmp_dir, variant: :reboots)
+
+    for version <- ["0.1.0", "0.2.0"] do
+      if version(instance) != version,
+        do: assert(upgrade(instance, SampleRelease.tarball(version, :reboots)) == :ok)
+
+      assert version(instance) == version
+      application = eval_in_peer!(instance, "Application.get_all_env(:sample)")
+      assert application[:from_config] == "from config.exs"
+      assert application[:from_runtime] == "from runtime.exs in prod"
+      assert application[:from_provider] == "from the provider"
+    end
+
+    # And to and from one that does not.
+    assert upgrade(instance, SampleRelease.tarball("0.1.0")) == :ok
+    assert version(instance) == "0.1.0"
+  end
+
   test "values and states cross a swap", %{tmp_dir: tmp_dir} do
     instance = start(tmp_dir)
     for _ <- 1..3, do: version(instance)

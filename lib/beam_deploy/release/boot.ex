@@ -19,6 +19,10 @@ defmodule BeamDeploy.Release.Boot do
   # Set by the parent's own `erl`, whose runtime system need not be the peer's.
   @runtime_system ~w(BINDIR ROOTDIR EMU PROGNAME ERL_ROOTDIR)
 
+  # The node starts without a cookie rather than with one read from, or written to, the home directory; and with its
+  # distribution, which the sys.config of a release with `reboot_system_after_config` turns off until the reboot.
+  @arguments [~c"-nocookie", ~c"-kernel", ~c"start_distribution", ~c"true"]
+
   @hook {:apply, {BeamDeploy.PeerNode, :boot, []}}
 
   @type peer :: %{
@@ -49,8 +53,7 @@ defmodule BeamDeploy.Release.Boot do
 
     %{
       exec: {~c"/bin/sh", [String.to_charlist(script)]},
-      # The node starts without a cookie rather than with one read from, or written to, the home directory.
-      args: [~c"-nocookie" | if(peer.listens?, do: [], else: [~c"-dist_listen", ~c"false"])],
+      args: @arguments ++ if(peer.listens?, do: [], else: [~c"-dist_listen", ~c"false"]),
       env: to_port(dropped(base, environment) ++ given(release, peer, environment))
     }
   end
