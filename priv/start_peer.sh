@@ -1,17 +1,21 @@
 #!/bin/sh
 # Starts the VM of a peer as `bin/NAME start` of its release would: env.sh, vm.args, sys.config and the release's own
-# `elixir` script. What makes it a peer comes from the parent: the node's name and cookie, the boot script, a file
-# for what it prints until it serves, and the arguments of this script, which are for the VM.
+# `elixir` script. What makes it a peer comes from the parent: the node's name, the boot script, a file with the cookie,
+# a file for what it prints until it serves, and the arguments of this script, which are for the VM.
 #
-# The cookie goes through the environment, which only this user can read; a command line everybody can.
+# The VM gets the cookie through its environment, which only this user can read; a command line everybody can.
 set -e
 
 exec 2>>"$BEAM_DEPLOY_OUTPUT"
 
 REL_VSN_DIR="$RELEASE_ROOT/releases/$RELEASE_VSN"
 PEER_NODE="$RELEASE_NODE"
-PEER_COOKIE="$RELEASE_COOKIE"
+PEER_COOKIE="$(cat "$BEAM_DEPLOY_COOKIE")"
 PEER_DISTRIBUTION="$RELEASE_DISTRIBUTION"
+
+rm -f "$BEAM_DEPLOY_COOKIE"
+unset BEAM_DEPLOY_COOKIE
+export RELEASE_COOKIE="$PEER_COOKIE"
 
 . "$REL_VSN_DIR/env.sh"
 

@@ -101,6 +101,8 @@ defmodule BeamDeploy.PeerNode do
   end
 
   defp set_cookie do
+    # Refused, the cookie would be part of what the VM says as it ends.
+    unless Node.alive?(), do: raise("a peer of BeamDeploy has started without distribution")
     "RELEASE_COOKIE" |> System.fetch_env!() |> String.to_atom() |> Node.set_cookie()
   end
 

@@ -262,6 +262,36 @@ defmodule BeamDeploy.Integration.FailureTest do
       assert length(os_pids(instance)) == 2
     end
 
+    test "because the parent's own process for it crashed leaves no cookie in the log", %{
+      tmp_dir: tmp_dir
+    } do
+      instance = start(tmp_dir)
+      blue = peer_os_pid(instance)
+      peer = "#{instance.name}_blue@127.0.0.1"
+
+      eval!(instance, """
+      for {_id, pid, _type, _modules} <- DynamicSupervisor.which_children(BeamDeploy.PeerSupervisor),
+          {:dictionary, dictionary} = Process.info(pid, :dictionary),
+          dictionary[:"$initial_call"] == {:peer, :init, 1},
+          do: Process.exit(pid, :told_to_crash)
+      """)
+
+      Wait.until(fn ->
+        match?({:ok, %{body: pid}} when pid != "", Http.get(instance.port, "/os_pid"))
+      end)
+
+      Wait.until(fn -> peer_os_pid(instance) != blue end)
+      await_active(instance)
+
+      # With its state, where the peer's environment is.
+      assert_logged(instance, "told_to_crash")
+      assert_logged(instance, ~r/RELEASE_NODE.*#{peer}/)
+      cookie = File.read!(Path.join(instance.root, "releases/COOKIE"))
+      assert eval_in_peer!(instance, ~s|System.get_env("RELEASE_COOKIE")|) == cookie
+      refute log(instance) =~ cookie
+      refute File.exists?(Path.join(instance.store, "run/blue.cookie"))
+    end
+
     test "is booted again when its supervision tree gives up", %{tmp_dir: tmp_dir} do
       instance = start(tmp_dir)
       blue = peer_os_pid(instance)

@@ -36,14 +36,19 @@ defmodule BeamDeploy.BlueGreen.Peer do
   def start(%Release{} = release, %{side: side, run_dir: run_dir} = context) do
     node = node_name(node(), side, System.get_env("BEAM_DEPLOY_PEER_HOST"))
 
-    [boot, modules, log] =
-      for extension <- ["boot", "modules", "log"], do: Path.join(run_dir, "#{side}.#{extension}")
+    [boot, modules, cookie, log] =
+      for extension <- ["boot", "modules", "cookie", "log"],
+          do: Path.join(run_dir, "#{side}.#{extension}")
 
     with {:ok, script} <- read_boot_script(release),
          {:ok, script} <- Boot.boot_script(script),
          :ok <- File.write(boot, script),
          :ok <- File.write(modules, context.preload),
-         {:ok, output} <- start_output(log) do
+         {:ok, output} <- start_output(log),
+         :ok <- write_secret(cookie, Atom.to_string(Node.get_cookie()), output) do
+      # A connection that is left of the last peer of that name would be taken for this one's.
+      _ = Node.disconnect(node)
+
       command =
         Boot.command(
           release,
@@ -54,7 +59,7 @@ defmodule BeamDeploy.BlueGreen.Peer do
             parent: node(),
             side: side,
             outgoing: context.outgoing,
-            cookie: Atom.to_string(Node.get_cookie()),
+            cookie: cookie,
             socket: context.socket,
             boot: Path.rootname(boot),
             output: log,
@@ -71,7 +76,7 @@ defmodule BeamDeploy.BlueGreen.Peer do
         control: nil,
         os_pid: nil,
         output: output,
-        files: [boot, modules],
+        files: [boot, modules, cookie],
         roots: [release.root]
       }
 
@@ -81,6 +86,21 @@ defmodule BeamDeploy.BlueGreen.Peer do
 
   defp start_output(path),
     do: DynamicSupervisor.start_child(BeamDeploy.PeerSupervisor, {Output, path})
+
+  # For the peer, which removes it. The environment that `:peer` would give it is part of what is logged when `:peer` crashes.
+  defp write_secret(path, secret, output) do
+    _ = File.rm(path)
+
+    with :ok <- File.touch(path),
+         :ok <- File.chmod(path, 0o600),
+         :ok <- File.write(path, secret) do
+      :ok
+    else
+      {:error, reason} ->
+        finish_output(output)
+        {:error, {:store_failed, path, reason}}
+    end
+  end
 
   defp start_control(peer, command) do
     options =

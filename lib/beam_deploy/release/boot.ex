@@ -32,7 +32,8 @@ defmodule BeamDeploy.Release.Boot do
           parent: node(),
           side: :blue | :green,
           outgoing: node() | nil,
-          cookie: String.t(),
+          # A file that holds it.
+          cookie: Path.t(),
           socket: Path.t(),
           boot: Path.t(),
           output: Path.t(),
@@ -111,12 +112,12 @@ defmodule BeamDeploy.Release.Boot do
       {"RELEASE_COMMAND", "start"},
       {"RELEASE_PROG", environment["RELEASE_PROG"] || release.name},
       {"RELEASE_NODE", Atom.to_string(peer.node)},
-      {"RELEASE_COOKIE", peer.cookie},
       {"RELEASE_DISTRIBUTION", if(peer.long_names?, do: "name", else: "sname")},
       {"BEAM_DEPLOY_PARENT", Atom.to_string(peer.parent)},
       {"BEAM_DEPLOY_SIDE", Atom.to_string(peer.side)},
       {"BEAM_DEPLOY_OUTGOING", peer.outgoing && Atom.to_string(peer.outgoing)},
       {"BEAM_DEPLOY_SOCKET", peer.socket},
+      {"BEAM_DEPLOY_COOKIE", peer.cookie},
       {"BEAM_DEPLOY_BOOT", peer.boot},
       {"BEAM_DEPLOY_OUTPUT", peer.output},
       {"BEAM_DEPLOY_PRELOAD", peer.preload}
