@@ -8,6 +8,9 @@ set -e
 
 exec 2>>"$BEAM_DEPLOY_OUTPUT"
 
+# What is printed before the parent has taken charge of standard output would get elsewhere.
+read -r _
+
 REL_VSN_DIR="$RELEASE_ROOT/releases/$RELEASE_VSN"
 PEER_NODE="$RELEASE_NODE"
 PEER_COOKIE="$(cat "$BEAM_DEPLOY_COOKIE")"
@@ -17,7 +20,8 @@ rm -f "$BEAM_DEPLOY_COOKIE"
 unset BEAM_DEPLOY_COOKIE
 export RELEASE_COOKIE="$PEER_COOKIE"
 
-. "$REL_VSN_DIR/env.sh"
+# Standard output is the connection to the parent.
+. "$REL_VSN_DIR/env.sh" >&2
 
 # What env.sh says of the node is for the parent. A heart of its own would start a second parent.
 RELEASE_NODE="$PEER_NODE"

@@ -157,6 +157,43 @@ defmodule BeamDeploy.Integration.SwapTest do
     end
   end
 
+  test "programs that have a peer's standard output print what they like", %{tmp_dir: tmp_dir} do
+    instance = start(tmp_dir)
+
+    for version <- ["0.1.0", "0.2.0"] do
+      if version(instance) != version,
+        do: assert(upgrade(instance, SampleRelease.tarball(version)) == :ok)
+
+      peer = peer_os_pid(instance)
+
+      # The second line is a message of `:peer`'s protocol, with nothing in it.
+      for bytes <- [~S"\303\251", String.duplicate(~S"\303", 16), ~S"\377\000\200"] do
+        command = ~s(printf '#{bytes} inherited by #{version} %s\\n' end)
+        assert eval_in_peer!(instance, "Sample.Shell.run(#{inspect(command)})") == 0
+      end
+
+      Wait.until(
+        fn -> ~r/inherited by #{version} end/ |> Regex.scan(log(instance)) |> length() == 3 end,
+        otherwise: fn -> log(instance) end
+      )
+
+      assert log(instance) =~ "é inherited by #{version} end\n"
+      assert version(instance) == version
+      assert peer_os_pid(instance) == peer
+      assert peer in os_pids(instance)
+    end
+  end
+
+  test "what env.sh and programs that are started at boot print is no obstacle", %{
+    tmp_dir: tmp_dir
+  } do
+    instance = start(tmp_dir)
+    assert upgrade(instance, SampleRelease.tarball("0.2.0", :prints)) == :ok
+    assert version(instance) == "0.2.0"
+    assert_logged(instance, "démarrage: été\n")
+    assert_logged(instance, String.duplicate("Ã", 40) <> " by a program\n")
+  end
+
   test "a release that boots once more after its config providers", %{tmp_dir: tmp_dir} do
     instance = start(tmp_dir, variant: :reboots)
 

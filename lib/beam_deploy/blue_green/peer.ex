@@ -122,7 +122,9 @@ defmodule BeamDeploy.BlueGreen.Peer do
 
     case DynamicSupervisor.start_child(BeamDeploy.PeerSupervisor, spec) do
       {:ok, control} ->
-        {:ok, %{peer | control: control, os_pid: os_pid(control)}}
+        port = port(control)
+        if port, do: :ok = Output.own(peer.output, port, control)
+        {:ok, %{peer | control: control, os_pid: port && os_pid(port)}}
 
       {:error, reason} ->
         clean_up(
@@ -132,7 +134,7 @@ defmodule BeamDeploy.BlueGreen.Peer do
     end
   end
 
-  # `:peer` prints what arrives on the peer's standard output to its group leader.
+  # What the peer prints before its console has taken over, `:peer` prints to its group leader.
   @doc false
   def start_peer(options, device) do
     with {:ok, control} <- :peer.start_link(options) do
@@ -141,14 +143,13 @@ defmodule BeamDeploy.BlueGreen.Peer do
     end
   end
 
-  defp os_pid(control) do
-    with {:links, links} <- Process.info(control, :links),
-         port when is_port(port) <- Enum.find(links, &is_port/1),
-         {:os_pid, os_pid} <- Port.info(port, :os_pid) do
-      os_pid
-    else
-      _ended_already -> nil
-    end
+  # nil if it has ended already, here and below.
+  defp port(control) do
+    with {:links, links} <- Process.info(control, :links), do: Enum.find(links, &is_port/1)
+  end
+
+  defp os_pid(port) do
+    with {:os_pid, os_pid} <- Port.info(port, :os_pid), do: os_pid
   end
 
   defp read_boot_script(release) do
@@ -282,7 +283,7 @@ defmodule BeamDeploy.BlueGreen.Peer do
   @spec attach_output(t()) :: :ok
   def attach_output(peer) do
     # Should the parent's output not be had, the peer goes on with the file.
-    with {:ok, :ok} <- call(peer, :attach_output, [], 5_000), do: finish_output(peer.output)
+    with {:ok, :ok} <- call(peer, :attach_output, [], 5_000), do: Output.finish_file(peer.output)
     :ok
   end
 
