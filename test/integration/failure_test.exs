@@ -400,7 +400,8 @@ defmodule BeamDeploy.Integration.FailureTest do
 
     test "told to stop stops its peer first, and in order", %{tmp_dir: tmp_dir} do
       instance = start(tmp_dir)
-      slow = Task.async(fn -> Http.get(instance.port, "/slow/1500") end)
+      file = Path.join(tmp_dir, "answer")
+      slow = Task.async(fn -> Http.get(instance.port, "/hold?#{URI.encode(file)}", 60_000) end)
 
       Wait.until(fn ->
         eval_in_peer!(instance, "DynamicSupervisor.count_children(Sample.Connections).active") >=
@@ -408,8 +409,10 @@ defmodule BeamDeploy.Integration.FailureTest do
       end)
 
       signal(parent_os_pid(instance), "TERM")
+      assert_logged(instance, "SIGTERM received")
       # What the peer had accepted is finished.
-      assert {:ok, %{status: 200, body: "0.1.0"}} = Task.await(slow, 30_000)
+      File.touch!(file)
+      assert {:ok, %{status: 200, body: "0.1.0"}} = Task.await(slow, 60_000)
       assert await_exit(instance) == 0
       assert os_pids(instance) == []
     end
