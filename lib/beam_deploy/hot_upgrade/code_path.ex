@@ -33,7 +33,8 @@ defmodule BeamDeploy.HotUpgrade.CodePath do
   @doc "Sets the path, without directories that are not there: for one of them the code server would refuse it as a whole."
   @spec set(t()) :: :ok | {:error, {:code_path, term()}}
   def set(path) do
-    case path |> Enum.filter(&File.dir?/1) |> :code.set_path() do
+    # Past the file server, of which processes that are not suspended make use as well: everything waits for this.
+    case path |> Enum.filter(&File.dir?(&1, [:raw])) |> :code.set_path() do
       true -> :ok
       {:error, reason} -> {:error, {:code_path, reason}}
     end
