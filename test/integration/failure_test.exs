@@ -186,9 +186,8 @@ defmodule BeamDeploy.Integration.FailureTest do
   } do
     tarball = SampleRelease.tarball("0.2.0")
     instance = start(tmp_dir)
-    set_gate(tmp_dir, "hold")
-    upgrade = Task.async(fn -> upgrade(instance, tarball) end)
-    Wait.until(fn -> eval!(instance, "BeamDeploy.upgrading?()") end)
+    upgrade = held_upgrade(instance, tmp_dir, tarball)
+    assert eval!(instance, "BeamDeploy.upgrading?()")
     assert version(instance) == "0.1.0"
     assert upgrade(instance, tarball) == {:error, :upgrade_in_progress}
     refute Task.yield(upgrade, 0)
@@ -276,11 +275,7 @@ defmodule BeamDeploy.Integration.FailureTest do
           do: Process.exit(pid, :told_to_crash)
       """)
 
-      Wait.until(fn ->
-        match?({:ok, %{body: pid}} when pid != "", Http.get(instance.port, "/os_pid"))
-      end)
-
-      Wait.until(fn -> peer_os_pid(instance) != blue end)
+      await_another_peer(instance, blue)
       await_active(instance)
 
       # With its state, where the peer's environment is.
@@ -297,12 +292,20 @@ defmodule BeamDeploy.Integration.FailureTest do
       blue = peer_os_pid(instance)
       eval_in_peer!(instance, "Process.exit(Process.whereis(Sample.Supervisor), :kill)")
 
-      Wait.until(fn ->
-        match?({:ok, %{body: body}} when body != "", Http.get(instance.port, "/os_pid"))
-      end)
-
-      Wait.until(fn -> peer_os_pid(instance) != blue end)
+      await_another_peer(instance, blue)
       assert version(instance) == "0.1.0"
+    end
+
+    # While the old one ends, connections to it do so as well.
+    defp await_another_peer(instance, os_pid) do
+      former = to_string(os_pid)
+
+      Wait.until(fn ->
+        match?(
+          {:ok, %{body: body}} when body not in ["", former],
+          Http.get(instance.port, "/os_pid")
+        )
+      end)
     end
 
     test "ends the parent when it keeps ending", %{tmp_dir: tmp_dir} do
@@ -350,10 +353,8 @@ defmodule BeamDeploy.Integration.FailureTest do
     defp ends_during_a_swap(tmp_dir) do
       tarball = SampleRelease.tarball("0.2.0")
       instance = start(tmp_dir)
-      set_gate(tmp_dir, "hold")
       blue = peer_os_pid(instance)
-      upgrade = Task.async(fn -> upgrade(instance, tarball) end)
-      Wait.until(fn -> length(peer_os_pids(instance)) == 2 end)
+      upgrade = held_upgrade(instance, tmp_dir, tarball)
       signal(blue, "KILL")
 
       Wait.until(fn ->

@@ -138,9 +138,7 @@ defmodule BeamDeploy.Integration.HotUpgradeOfPeerTest do
   test "never overlaps a swap", %{tmp_dir: tmp_dir} do
     tarball = SampleRelease.tarball("0.2.0")
     instance = start(tmp_dir)
-    set_gate(tmp_dir, "hold")
-    swap = Task.async(fn -> upgrade(instance, tarball) end)
-    Wait.until(fn -> eval!(instance, "BeamDeploy.upgrading?()") end)
+    swap = held_upgrade(instance, tmp_dir, tarball)
     assert hot_upgrade(instance, tarball) == {:error, :upgrade_in_progress}
     set_gate(tmp_dir, "crash 0.2.0")
     assert {:error, {:boot_failed, _details}} = Task.await(swap, 60_000)

@@ -417,10 +417,30 @@ defmodule BeamDeploy.Integration.HotUpgradeTest do
     assert suspended(release) == []
   end
 
-  # With the process of the upgrade: its name, and what it waits for while it is to be killed.
+  # The answer to whoever asked for an upgrade whose own process is killed once each of the conditions has held in turn.
+  # Expressions for what comes before and after that know the workers as `converted` and `busy`.
+  defp killed_upgrade(release, tarball, options, conditions, more \\ []) do
+    options = Keyword.put(options, :otp_app, :hot_app)
+    conditions = Enum.map_join(conditions, ", ", &"fn -> #{&1} end")
+
+    eval!(release, """
+    me = self()
+    [converted, busy] = for id <- [2, 3], {_, pid, _, _} <- DynamicSupervisor.which_children(HotApp.Workers), match?(%{id: ^id}, :sys.get_state(pid)), do: pid
+    #{more[:before]}
+    spawn(fn -> send(me, {:result, BeamDeploy.HotUpgrade.run(#{inspect(tarball)}, #{inspect(options)})}) end)
+    wait = fn wait, condition -> if condition.(), do: :ok, else: (Process.sleep(1); wait.(wait, condition)) end
+    for condition <- [#{conditions}], do: wait.(wait, condition)
+    Process.exit(Process.whereis(BeamDeploy.HotUpgrade), :kill)
+    #{more[:afterwards]}
+    _ = {converted, busy}
+    receive do {:result, result} -> result end
+    """)
+  end
+
+  # With what the upgrade waits for while it is to be killed.
   for {step, variant, running} <- [
         {"states are converted", :slow,
-         "match?({:current_function, {Process, :sleep, 1}}, Process.info(slow, :current_function))"},
+         "match?({:current_function, {Process, :sleep, 1}}, Process.info(converted, :current_function))"},
         {"it waits for a busy process", :plain,
          "match?({:current_function, {:sys, :suspend_loop, _}}, Process.info(Process.whereis(HotApp.Counter), :current_function))"}
       ] do
@@ -430,21 +450,17 @@ defmodule BeamDeploy.Integration.HotUpgradeTest do
       before = eval!(release, @snapshot)
       files = files(release)
 
-      run =
-        "BeamDeploy.HotUpgrade.run(#{inspect(tarball("0.2.0", 2, unquote(variant)))}, otp_app: :hot_app, code_change_timeout: 60_000, suspend_timeout: 60_000)"
+      busy? = unquote(variant) == :plain
 
       assert {:error, {:crashed, :killed}} =
-               eval!(release, """
-               me = self()
-               [slow, busy] = for id <- [2, 3], {_, pid, _, _} <- DynamicSupervisor.which_children(HotApp.Workers), match?(%{id: ^id}, :sys.get_state(pid)), do: pid
-               if #{inspect(unquote(variant))} == :plain, do: :gen_server.send_request(busy, :hold)
-               spawn(fn -> send(me, {:result, #{run}}) end)
-               wait = fn wait -> if #{unquote(running)}, do: :ok, else: (Process.sleep(1); wait.(wait)) end
-               wait.(wait)
-               Process.exit(Process.whereis(BeamDeploy.HotUpgrade), :kill)
-               send(busy, :go_on)
-               receive do {:result, result} -> result end
-               """)
+               killed_upgrade(
+                 release,
+                 tarball("0.2.0", 2, unquote(variant)),
+                 [code_change_timeout: 60_000, suspend_timeout: 60_000],
+                 [unquote(running)],
+                 before: if(busy?, do: ":gen_server.send_request(busy, :hold)"),
+                 afterwards: if(busy?, do: "send(busy, :go_on)")
+               )
 
       assert eval!(release, @snapshot) == before
       assert suspended(release) == []
@@ -460,20 +476,14 @@ defmodule BeamDeploy.Integration.HotUpgradeTest do
     before = eval!(release, @snapshot)
     files = files(release)
 
-    run =
-      "BeamDeploy.HotUpgrade.run(#{inspect(tarball("0.2.0", 2, :hang))}, otp_app: :hot_app, code_change_timeout: 3_000)"
-
     # Killed once the old code is back, while the one that hangs is waited for.
     assert {:error, {:crashed, :killed}} =
-             eval!(release, """
-             me = self()
-             spawn(fn -> send(me, {:result, #{run}}) end)
-             wait = fn wait, code -> if HotApp.Plain.code() == code, do: :ok, else: (Process.sleep(1); wait.(wait, code)) end
-             wait.(wait, 2)
-             wait.(wait, 1)
-             Process.exit(Process.whereis(BeamDeploy.HotUpgrade), :kill)
-             receive do {:result, result} -> result end
-             """)
+             killed_upgrade(
+               release,
+               tarball("0.2.0", 2, :hang),
+               [code_change_timeout: 3_000],
+               ["HotApp.Plain.code() == 2", "HotApp.Plain.code() == 1"]
+             )
 
     after_undo = eval!(release, @snapshot)
     assert Map.delete(after_undo, :workers) == Map.delete(before, :workers)
@@ -488,18 +498,10 @@ defmodule BeamDeploy.Integration.HotUpgradeTest do
     release = start(dir, tarball("0.1.0", 1))
     eval!(release, @workers)
 
-    run =
-      "BeamDeploy.HotUpgrade.run(#{inspect(tarball("0.2.0", 2, :lingers))}, otp_app: :hot_app, config: true)"
-
     assert :ok =
-             eval!(release, """
-             me = self()
-             spawn(fn -> send(me, {:result, #{run}}) end)
-             wait = fn wait -> if :persistent_term.get(:lingers, false), do: :ok, else: (Process.sleep(1); wait.(wait)) end
-             wait.(wait)
-             Process.exit(Process.whereis(BeamDeploy.HotUpgrade), :kill)
-             receive do {:result, result} -> result end
-             """)
+             killed_upgrade(release, tarball("0.2.0", 2, :lingers), [config: true], [
+               ":persistent_term.get(:lingers, false)"
+             ])
 
     assert {2, _} = eval!(release, "HotApp.Counter.get()")
     assert suspended(release) == []

@@ -173,6 +173,14 @@ defmodule BeamDeploy.Test.Instance do
   def upgrade(instance, tarball, options \\ []),
     do: eval!(instance, "BeamDeploy.upgrade(#{inspect(tarball)}, #{inspect(options)})")
 
+  @doc "A swap that has come as far as the boot of the new peer, and stays there until the gate says something else."
+  def held_upgrade(instance, tmp_dir, tarball) do
+    set_gate(tmp_dir, "hold")
+    upgrade = Task.async(fn -> upgrade(instance, tarball) end)
+    Wait.until(fn -> length(peer_os_pids(instance)) == 2 end)
+    upgrade
+  end
+
   def version(instance), do: get!(instance, "/version")
   def peer_os_pid(instance), do: instance |> get!("/os_pid") |> String.to_integer()
 
