@@ -19,7 +19,6 @@ defmodule BeamDeploy.Integration.WaitingTest do
     asked = Task.async(fn -> rpc(instance, "IO.inspect(#{expression})") end)
 
     Wait.until(fn -> status(instance) == %{active_node: nil, upgrading: true} end,
-      timeout: 20_000,
       otherwise: fn -> log(instance) end
     )
 
@@ -38,7 +37,7 @@ defmodule BeamDeploy.Integration.WaitingTest do
   defp held_first(context) do
     set_gate(context.tmp_dir, "hold")
     instance = start(context.tmp_dir, await: false)
-    Wait.until(fn -> match?([_], peer_os_pids(instance)) end, timeout: 20_000)
+    Wait.until(fn -> match?([_], peer_os_pids(instance)) end)
     instance
   end
 

@@ -91,7 +91,6 @@ defmodule BeamDeploy.Test.HotRelease do
       ])
 
     Wait.until(fn -> File.exists?(instance.control) end,
-      timeout: 30_000,
       otherwise: fn -> "the release does not start:\n" <> log(instance) end
     )
 

@@ -104,7 +104,6 @@ defmodule BeamDeploy.Test.Instance do
 
   def await_serving(instance) do
     Wait.until(fn -> serving?(instance) end,
-      timeout: 30_000,
       otherwise: fn -> "the release does not serve:\n" <> log(instance) end
     )
   end
@@ -190,39 +189,42 @@ defmodule BeamDeploy.Test.Instance do
   end
 
   @doc "The OS pids of this instance's VMs, by the node name on their command lines."
-  def os_pids(instance) do
-    pids =
+  def os_pids(instance), do: for({pid, _command} <- vms(instance), do: pid)
+
+  def peer_os_pids(instance),
+    do: for({pid, command} <- vms(instance), peer?(instance, command), do: pid)
+
+  def parent_os_pid(instance) do
+    [pid] = for {pid, command} <- vms(instance), not peer?(instance, command), do: pid
+    pid
+  end
+
+  # Each with the command line it was found by: a peer may end at any moment, and one that were looked at again would
+  # be taken for the parent.
+  defp vms(instance) do
+    vms =
       for pid <- File.ls!("/proc"),
           pid =~ ~r/^\d+$/,
           {:ok, command} <- [File.read("/proc/#{pid}/cmdline")],
           command =~ "beam.smp" and command =~ "\0#{instance.name}" and
             not (command =~ "\0rpc-"),
-          do: String.to_integer(pid)
+          into: %{},
+          do: {String.to_integer(pid), command}
 
     # A VM that starts forks its helper for ports, which has the command line of the VM until it executes its own.
-    for pid <- pids, {:ok, parent} <- [parent(pid)], parent not in pids, do: pid
+    for {pid, command} <- vms,
+        {:ok, parent} <- [parent(pid)],
+        not is_map_key(vms, parent),
+        do: {pid, command}
   end
+
+  defp peer?(instance, command), do: command =~ ~r/\0#{instance.name}_(blue|green)@/
 
   defp parent(pid) do
     with {:ok, status} <- File.read("/proc/#{pid}/status") do
       [_line, parent] = Regex.run(~r/^PPid:\s+(\d+)$/m, status)
       {:ok, String.to_integer(parent)}
     end
-  end
-
-  def parent_os_pid(instance) do
-    [pid] = os_pids(instance) -- peer_os_pids(instance)
-    pid
-  end
-
-  def peer_os_pids(instance) do
-    Enum.filter(os_pids(instance), fn pid ->
-      case File.read("/proc/#{pid}/cmdline") do
-        {:ok, command} -> command =~ ~r/\0#{instance.name}_(blue|green)@/
-        # It has ended since it was listed.
-        {:error, _posix} -> false
-      end
-    end)
   end
 
   @doc "The names of the releases in the store."

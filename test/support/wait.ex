@@ -5,7 +5,7 @@ defmodule BeamDeploy.Test.Wait do
 
   @doc "Returns when the condition holds; fails the test when it does not within the time, saying what `otherwise` says."
   def until(condition, options \\ []) do
-    deadline = System.monotonic_time(:millisecond) + Keyword.get(options, :timeout, 30_000)
+    deadline = System.monotonic_time(:millisecond) + Keyword.get(options, :timeout, 60_000)
 
     poll(
       condition,

@@ -107,7 +107,7 @@ defmodule BeamDeploy.HotUpgrade.AsideTest do
     assert directories(context) == [directory]
 
     Port.close(port)
-    BeamDeploy.Test.Wait.until(fn -> not File.exists?("/proc/#{os_pid}") end, timeout: 20_000)
+    BeamDeploy.Test.Wait.until(fn -> not File.exists?("/proc/#{os_pid}") end)
     age(directory)
     assert {_output, 0} = node(context, "BeamDeploy.HotUpgrade.Aside.sweep()")
     assert directories(context) == []
