@@ -85,8 +85,8 @@ defmodule BeamDeploy.HotUpgrade.Loader do
     plain = Enum.map(plain, &elem(&1, 1))
 
     # The way back as well: when it is needed, everything waits for it, and it has to succeed.
-    with {:ok, prepared} <- :code.prepare_loading(plain),
-         {:ok, back} <- :code.prepare_loading(previous) do
+    with {:ok, prepared} <- prepare_in_portions(plain),
+         {:ok, back} <- prepare_in_portions(previous) do
       {:ok,
        %{
          modules: Enum.map(plain, &elem(&1, 0)),
@@ -99,6 +99,26 @@ defmodule BeamDeploy.HotUpgrade.Loader do
     else
       {:error, errors} -> {:error, {:load_failed, errors}}
     end
+  end
+
+  # `:code.prepare_loading/1` starts a process for each module, and each of them keeps its scheduler from anybody else until
+  # it is done: 500 at once made every other process wait for 0.3 s. Half of the schedulers stay free of it. What it
+  # answers is a list under a tag.
+  defp prepare_in_portions(modules) do
+    portion = max(div(System.schedulers_online(), 2), 1)
+    {:ok, {tag, []}} = :code.prepare_loading([])
+
+    {prepared, errors} =
+      modules
+      |> Enum.chunk_every(portion)
+      |> Enum.reduce({[], []}, fn modules, {prepared, errors} ->
+        case :code.prepare_loading(modules) do
+          {:ok, {^tag, more}} -> {more ++ prepared, errors}
+          {:error, more} -> {prepared, more ++ errors}
+        end
+      end)
+
+    if errors == [], do: {:ok, {tag, prepared}}, else: {:error, errors}
   end
 
   @doc "All modules, or none of them."
