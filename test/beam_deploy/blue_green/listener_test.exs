@@ -41,6 +41,14 @@ defmodule BeamDeploy.BlueGreen.ListenerTest do
 
   defp await_accept(socket), do: Wait.until(fn -> accept(socket) == :ok end)
 
+  # A client is connected a moment before its connection is in the queue.
+  defp await_queued_by_blue(address) do
+    Wait.until(fn ->
+      %{pair: pair} = :sys.get_state(Listener).entries[address]
+      Native.listener_queue(pair, 0) == {:ok, 1}
+    end)
+  end
+
   describe "steering" do
     test "takes all addresses that a side serves, and only those", %{port: port} do
       other = Http.free_port()
@@ -58,6 +66,7 @@ defmodule BeamDeploy.BlueGreen.ListenerTest do
 
       # Nobody will accept it any more.
       {:ok, late} = connect(@loopback, other)
+      await_queued_by_blue({@loopback, other, nil})
       assert {:ok, 1} = Listener.release(:blue)
       assert {:error, :closed} = :gen_tcp.recv(late, 0, 10_000)
       assert %{active: :green, addresses: [%{port: ^port, sides: [:green]}]} = Listener.info()
@@ -73,6 +82,7 @@ defmodule BeamDeploy.BlueGreen.ListenerTest do
       wide = serve(:green, {any, port, nil})
       :ok = Listener.cutover(:green)
       {:ok, client} = connect(@loopback, port)
+      await_queued_by_blue({@loopback, port, nil})
       assert accept(wide) == {:error, :timeout}
       # What waits there when its peer is gone is counted.
       assert {:ok, 1} = Listener.release(:blue)
@@ -119,7 +129,9 @@ defmodule BeamDeploy.BlueGreen.ListenerTest do
     @tag :tmp_dir
     test "of a local socket by its name", %{tmp_dir: tmp_dir} do
       # The kernel takes 107 bytes.
-      link = Path.join(System.tmp_dir!(), "l#{System.unique_integer([:positive])}")
+      link =
+        Path.join(System.tmp_dir!(), "l#{System.pid()}_#{System.unique_integer([:positive])}")
+
       File.ln_s!(tmp_dir, link)
       on_exit(fn -> File.rm!(link) end)
       path = Path.join(link, "s")

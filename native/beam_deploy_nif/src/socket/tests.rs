@@ -17,9 +17,9 @@ fn pair(ip: impl Into<IpAddr>) -> Result<(Pair, SocketAddr), Error> {
 }
 
 fn await_true(what: &str, mut condition: impl FnMut() -> Result<bool, Error>) -> Result<(), Error> {
-    let deadline = Instant::now() + Duration::from_secs(10);
+    let deadline = Instant::now() + Duration::from_secs(60);
     while !condition()? {
-        assert!(Instant::now() < deadline, "not within 10 s: {what}");
+        assert!(Instant::now() < deadline, "not within 60 s: {what}");
         std::thread::sleep(Duration::from_millis(1));
     }
     Ok(())
@@ -78,9 +78,11 @@ fn nobody_gets_in_before_the_first_steering() -> Result<(), Error> {
     let client = std::thread::spawn(move || TcpStream::connect(address));
     std::thread::sleep(Duration::from_millis(100));
     pair.steer(1)?;
-    assert!(matches!(client.join(), Ok(Ok(_))));
-    assert_eq!((pair.queue(0)?, pair.queue(1)?), (0, 1));
-    Ok(())
+    let client = client.join();
+    assert!(matches!(client, Ok(Ok(_))));
+    await_true("one connection", || {
+        Ok((pair.queue(0)?, pair.queue(1)?) == (0, 1))
+    })
 }
 
 #[test]
@@ -95,13 +97,15 @@ fn where_connections_cannot_be_held_back_they_go_to_the_first_side() -> Result<(
         for _ in 0..20 {
             clients.push(TcpStream::connect(address)?);
         }
-        assert_eq!(pair.queue(first)?, 20);
+        await_true("20 connections", || Ok(pair.queue(first)? == 20))?;
         let other = 1 - first;
         pair.steer(other)?;
         for _ in 0..20 {
             clients.push(TcpStream::connect(address)?);
         }
-        assert_eq!((pair.queue(first)?, pair.queue(other)?), (20, 20));
+        await_true("20 connections more", || {
+            Ok((pair.queue(first)?, pair.queue(other)?) == (20, 20))
+        })?;
     }
     Ok(())
 }
