@@ -10,6 +10,6 @@ namespaces? =
 # A busy machine takes its time.
 ExUnit.start(
   exclude: if(namespaces?, do: [], else: [:namespaces]),
-  timeout: 600_000,
-  assert_receive_timeout: 10_000
+  timeout: 1_800_000,
+  assert_receive_timeout: 60_000
 )

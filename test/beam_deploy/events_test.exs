@@ -4,6 +4,7 @@ defmodule BeamDeploy.EventsTest do
   import ExUnit.CaptureLog
   alias BeamDeploy.Events
   alias BeamDeploy.Events.{Subscribers, Terminal}
+  alias BeamDeploy.Test.Wait
 
   setup do
     start_supervised!(Subscribers)
@@ -63,8 +64,9 @@ defmodule BeamDeploy.EventsTest do
     :ok = Subscribers.add(self())
     {pid, monitor} = spawn_monitor(fn -> Subscribers.add(self()) end)
     assert_receive {:DOWN, ^monitor, :process, ^pid, :normal}
+    # It hears of that by itself.
+    Wait.until(fn -> Map.keys(:sys.get_state(Subscribers)) == [self()] end)
     :ok = Subscribers.publish([:swap, :start], %{})
-    assert Map.keys(:sys.get_state(Subscribers)) == [self()]
     assert_received {:beam_deploy, [:swap, :start], %{}}
     refute_received {:beam_deploy, [:swap, :start], %{}}
   end

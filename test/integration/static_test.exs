@@ -25,7 +25,7 @@ defmodule BeamDeploy.Integration.StaticTest do
     {:ok, socket} =
       :gen_tcp.connect({127, 0, 0, 1}, instance.port, [:binary, active: false, packet: :http_bin])
 
-    {:ok, response} = Http.request(socket, path, 10_000, headers)
+    {:ok, response} = Http.request(socket, path, Wait.patience(), headers)
     :ok = :gen_tcp.close(socket)
     response
   end
@@ -44,9 +44,9 @@ defmodule BeamDeploy.Integration.StaticTest do
 
     # A request holds the old peer until the new one has been asked.
     hold = Path.join(tmp_dir, "hold")
-    held = Task.async(fn -> Http.get(instance.port, "/hold?" <> URI.encode(hold), 60_000) end)
+    held = Task.async(fn -> Http.get(instance.port, "/hold?" <> URI.encode(hold)) end)
     upgrade = Task.async(fn -> upgrade(instance, tarball) end)
-    Wait.until(fn -> log(instance) =~ "swap cutover version=0.2.0" end, timeout: 60_000)
+    Wait.until(fn -> log(instance) =~ "swap cutover version=0.2.0" end)
 
     assert %{status: 200, body: ^script, headers: %{"x-version" => "0.2.0"} = headers} =
              get(instance, path("0.1.0"))
@@ -61,8 +61,8 @@ defmodule BeamDeploy.Integration.StaticTest do
     assert ask(instance, outgoing, path("0.2.0")) == {200, script("0.2.0")}
 
     File.write!(hold, "")
-    assert {:ok, %{body: "0.1.0"}} = Task.await(held, 60_000)
-    assert Task.await(upgrade, 60_000) == :ok
+    assert {:ok, %{body: "0.1.0"}} = Wait.await(held)
+    assert Wait.await(upgrade) == :ok
 
     assert %{status: 200, body: packed, headers: headers} =
              get(instance, path("0.1.0"), "accept-encoding: br, gzip;q=0.8\r\n")

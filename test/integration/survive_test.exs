@@ -137,9 +137,9 @@ defmodule BeamDeploy.Integration.SurviveTest do
     end
 
     test "is waited for no longer than for a boot", %{tmp_dir: tmp_dir} do
-      instance = start(tmp_dir, start_options: [boot_timeout: 15_000])
+      instance = start(tmp_dir, start_options: [boot_timeout: 30_000])
       assert upgrade(instance, SampleRelease.tarball("0.2.0", :after_cutover_hangs)) == :ok
-      assert_logged(instance, "after_cutover has not returned within 15000 ms")
+      assert_logged(instance, "after_cutover has not returned within 30000 ms")
       assert eval!(instance, "BeamDeploy.rollback()") == :ok
       assert version(instance) == "0.1.0"
     end
@@ -202,7 +202,7 @@ defmodule BeamDeploy.Integration.SurviveTest do
 
   describe "a release that keeps ending" do
     test "right after its swap is rolled back, once", %{tmp_dir: tmp_dir} do
-      instance = deployed(tmp_dir, start_options: [max_restarts: 2])
+      instance = deployed(tmp_dir, start_options: [max_restarts: 2, max_seconds: 600])
       Wait.until(fn -> eval!(instance, "BeamDeploy.upgrading?()") == false end)
 
       for _ <- 1..2 do

@@ -243,7 +243,7 @@ defmodule BeamDeploy.Integration.SwapTest do
     blue = :"#{instance.name}_blue@127.0.0.1"
     green = :"#{instance.name}_green@127.0.0.1"
     file = Path.join(tmp_dir, "answer")
-    slow = Task.async(fn -> Http.get(instance.port, "/hold?#{URI.encode(file)}", 60_000) end)
+    slow = Task.async(fn -> Http.get(instance.port, "/hold?#{URI.encode(file)}") end)
 
     Wait.until(fn ->
       eval_in_peer!(instance, "DynamicSupervisor.count_children(Sample.Connections).active") >= 1
@@ -268,8 +268,8 @@ defmodule BeamDeploy.Integration.SwapTest do
     assert [blue, green] -- eval!(instance, "Node.list(:hidden)") == []
 
     File.touch!(file)
-    assert {:ok, %{status: 200, body: "0.1.0"}} = Task.await(slow, 30_000)
-    assert Task.await(upgrade, 60_000) == :ok
+    assert {:ok, %{status: 200, body: "0.1.0"}} = Wait.await(slow)
+    assert Wait.await(upgrade) == :ok
     assert length(os_pids(instance)) == 2
   end
 
@@ -280,16 +280,17 @@ defmodule BeamDeploy.Integration.SwapTest do
     for {drain_timeout, waits?} <- [{30_000, true}, {200, false}] do
       directory = Path.join(tmp_dir, "#{drain_timeout}")
       File.mkdir_p!(directory)
+      tarball = SampleRelease.tarball("0.2.0")
       instance = start(directory, start_options: [drain_timeout: drain_timeout])
       file = Path.join(directory, "answer")
-      slow = Task.async(fn -> Http.get(instance.port, "/hold?#{URI.encode(file)}", 60_000) end)
+      slow = Task.async(fn -> Http.get(instance.port, "/hold?#{URI.encode(file)}") end)
 
       Wait.until(fn ->
         eval_in_peer!(instance, "DynamicSupervisor.count_children(Sample.Connections).active") >=
           1
       end)
 
-      upgrade = Task.async(fn -> upgrade(instance, SampleRelease.tarball("0.2.0")) end)
+      upgrade = Task.async(fn -> upgrade(instance, tarball) end)
       Wait.until(fn -> version(instance) == "0.2.0" end)
       overdue = "connections of listeners that the application opened had not ended in time"
 
@@ -299,8 +300,8 @@ defmodule BeamDeploy.Integration.SwapTest do
 
       # Cut by nobody: its supervisor gives it a minute.
       File.touch!(file)
-      assert {:ok, %{status: 200, body: "0.1.0"}} = Task.await(slow, 30_000)
-      assert Task.await(upgrade, 60_000) == :ok
+      assert {:ok, %{status: 200, body: "0.1.0"}} = Wait.await(slow)
+      assert Wait.await(upgrade) == :ok
       assert log(instance) =~ overdue == not waits?
     end
   end

@@ -20,6 +20,20 @@ defmodule BeamDeploy.Test.Fixture do
   @doc "A build directory for the fixture's project."
   def build_path(directory), do: Path.join([@root, "_build", directory])
 
+  @doc """
+  The path, which `make` makes if it is not there: one thing at a time, since builds share directories. What is there is
+  not waited for.
+  """
+  def once(path, make) do
+    unless File.exists?(path) do
+      :global.trans({__MODULE__, self()}, fn ->
+        unless File.exists?(path), do: make.()
+      end)
+    end
+
+    path
+  end
+
   @doc "Builds the release of that version, and copies its tarball, `APP-VERSION.tar.gz`, to `path`."
   def build(name, app, version, build, environment, path) do
     case System.cmd("mix", ["release", "--overwrite", "--quiet"],
@@ -27,8 +41,13 @@ defmodule BeamDeploy.Test.Fixture do
            env: [{"MIX_ENV", "prod"}, {"MIX_BUILD_PATH", build} | environment],
            stderr_to_stdout: true
          ) do
-      {_output, 0} -> File.cp!(Path.join(build, "#{app}-#{version}.tar.gz"), path)
-      {output, status} -> raise "mix release of the fixture ended with #{status}:\n#{output}"
+      {_output, 0} ->
+        # Never seen half written.
+        File.cp!(Path.join(build, "#{app}-#{version}.tar.gz"), path <> ".partial")
+        File.rename!(path <> ".partial", path)
+
+      {output, status} ->
+        raise "mix release of the fixture ended with #{status}:\n#{output}"
     end
   end
 

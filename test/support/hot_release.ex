@@ -26,12 +26,7 @@ defmodule BeamDeploy.Test.HotRelease do
   def tarball(version, code, variant \\ :plain) do
     path = Path.join(Fixture.directory("hot_app"), "#{version}-#{code}-#{variant}.tar.gz")
 
-    # One build at a time: they share a build directory.
-    :global.trans({__MODULE__, self()}, fn ->
-      unless File.exists?(path), do: build(path, version, code, variant)
-    end)
-
-    path
+    Fixture.once(path, fn -> build(path, version, code, variant) end)
   end
 
   defp build(path, version, code, variant) do
@@ -117,12 +112,12 @@ defmodule BeamDeploy.Test.HotRelease do
     receive do
       {^shell, {:exit_status, _status}} -> :ok
     after
-      10_000 -> raise "the release does not end"
+      Wait.patience() -> raise "the release does not end"
     end
   end
 
   @doc "The value of an expression in the release."
-  def eval!(%__MODULE__{socket: socket} = instance, expression, timeout \\ 60_000) do
+  def eval!(%__MODULE__{socket: socket} = instance, expression, timeout \\ Wait.patience()) do
     :ok = :gen_tcp.send(socket, expression)
 
     case :gen_tcp.recv(socket, 0, timeout) do
@@ -137,9 +132,12 @@ defmodule BeamDeploy.Test.HotRelease do
     end
   end
 
+  # Enough for a busy machine.
+  @options [otp_app: :hot_app, suspend_timeout: 60_000, code_change_timeout: 60_000]
+
   @doc "`BeamDeploy.HotUpgrade.run/2` in the release."
   def hot_upgrade(instance, tarball, options \\ []) do
-    options = Keyword.put_new(options, :otp_app, :hot_app)
+    options = Keyword.merge(@options, options)
     eval!(instance, "BeamDeploy.HotUpgrade.run(#{inspect(tarball)}, #{inspect(options)})")
   end
 end

@@ -2,15 +2,30 @@ defmodule BeamDeploy.Test.Http do
   @moduledoc false
   # One request, one connection, and nothing tried again.
 
-  @doc "A port of loopback that nobody listens on."
+  alias BeamDeploy.Test.Wait
+
+  # Below those that the system gives to whoever asks for any port: one of these stays free until its release has booted.
+  @ports 10_000..29_999
+
+  @doc "A port that nobody listens on."
   def free_port do
-    {:ok, socket} = :gen_tcp.listen(0, ip: {127, 0, 0, 1})
-    {:ok, port} = :inet.port(socket)
-    :ok = :gen_tcp.close(socket)
-    port
+    # Other test runs on this machine begin elsewhere.
+    number =
+      String.to_integer(System.pid()) * 997 + System.unique_integer([:positive, :monotonic])
+
+    port = Enum.at(@ports, rem(number, Range.size(@ports)))
+
+    case :gen_tcp.listen(port, []) do
+      {:ok, socket} ->
+        :ok = :gen_tcp.close(socket)
+        port
+
+      {:error, :eaddrinuse} ->
+        free_port()
+    end
   end
 
-  def get(port, path, timeout \\ 30_000) do
+  def get(port, path, timeout \\ Wait.patience()) do
     with {:ok, socket} <- connect(port) do
       try do
         request(socket, path, timeout)
@@ -28,11 +43,11 @@ defmodule BeamDeploy.Test.Http do
 
   defp connect(port) do
     options = [:binary, active: false, packet: :http_bin]
-    :gen_tcp.connect({127, 0, 0, 1}, port, options, 5_000)
+    :gen_tcp.connect({127, 0, 0, 1}, port, options, Wait.patience())
   end
 
   @doc "A request on an open connection (`packet: :http_bin`), which stays open."
-  def request(socket, path, timeout \\ 30_000, headers \\ "") do
+  def request(socket, path, timeout \\ Wait.patience(), headers \\ "") do
     with :ok <-
            transport(socket).send(
              socket,

@@ -120,11 +120,11 @@ defmodule BeamDeploy.Test.Instance do
     do: Wait.until(fn -> eval!(instance, "BeamDeploy.peer_node()") != nil end)
 
   @doc "The status with which the parent exited."
-  def await_exit(%{shell: shell} = instance, timeout \\ 30_000) do
+  def await_exit(%{shell: shell} = instance) do
     receive do
       {^shell, {:exit_status, status}} -> status
     after
-      timeout -> raise "the parent does not end:\n" <> log(instance)
+      Wait.patience() -> raise "the parent does not end:\n" <> log(instance)
     end
   end
 
@@ -206,8 +206,8 @@ defmodule BeamDeploy.Test.Instance do
       for pid <- File.ls!("/proc"),
           pid =~ ~r/^\d+$/,
           {:ok, command} <- [File.read("/proc/#{pid}/cmdline")],
-          command =~ "beam.smp" and command =~ "\0#{instance.name}" and
-            not (command =~ "\0rpc-"),
+          command =~ "beam.smp" and not (command =~ "\0rpc-") and
+            command =~ ~r/\0#{instance.name}(_blue|_green)?[@\0]/,
           into: %{},
           do: {String.to_integer(pid), command}
 

@@ -3,7 +3,7 @@ defmodule BeamDeploy.Test.Load do
   # Requests without end from a number of clients, each on a connection of its own or all of a client on one that is
   # kept. Nothing is tried again; a connection that the server has closed by the time of the next request is opened anew.
 
-  alias BeamDeploy.Test.Http
+  alias BeamDeploy.Test.{Http, Wait}
 
   @rest 5
   @options [:binary, active: false, packet: :http_bin, nodelay: true]
@@ -26,7 +26,7 @@ defmodule BeamDeploy.Test.Load do
     :atomics.put(stop, 1, 1)
 
     tasks
-    |> Task.await_many(60_000)
+    |> Task.await_many(Wait.patience())
     |> Enum.reduce(%{requests: 0, failures: []}, fn one, all ->
       %{requests: one.requests + all.requests, failures: one.failures ++ all.failures}
     end)
@@ -54,7 +54,7 @@ defmodule BeamDeploy.Test.Load do
 
   defp request(kind, address, connection) do
     with {:ok, connection} <- open(connection, address),
-         {:ok, %{status: 200} = response} <- Http.request(connection, "/version", 20_000) do
+         {:ok, %{status: 200} = response} <- Http.request(connection, "/version") do
       {:ok, keep(kind, connection, response)}
     else
       failure -> {failure, close(connection)}
@@ -63,9 +63,9 @@ defmodule BeamDeploy.Test.Load do
 
   # Whose certificate it is does not matter here.
   defp open(nil, {:tls, port}),
-    do: :ssl.connect({127, 0, 0, 1}, port, [{:verify, :verify_none} | @options], 20_000)
+    do: :ssl.connect({127, 0, 0, 1}, port, [{:verify, :verify_none} | @options], Wait.patience())
 
-  defp open(nil, {host, port}), do: :gen_tcp.connect(host, port, @options, 20_000)
+  defp open(nil, {host, port}), do: :gen_tcp.connect(host, port, @options, Wait.patience())
 
   defp open(connection, address) do
     case Http.transport(connection).recv(connection, 0, 0) do

@@ -13,12 +13,7 @@ defmodule BeamDeploy.Test.SampleRelease do
     app = Keyword.get(options, :app, :sample)
     path = Path.join(Fixture.directory("sample"), "#{app}-#{version}-#{variant}.tar.gz")
 
-    # One build at a time: they share a build directory.
-    :global.trans({__MODULE__, self()}, fn ->
-      unless File.exists?(path), do: build(path, app, version, variant)
-    end)
-
-    path
+    Fixture.once(path, fn -> build(path, app, version, variant) end)
   end
 
   @doc "The root of an unpacked release."
@@ -26,16 +21,12 @@ defmodule BeamDeploy.Test.SampleRelease do
     tarball = tarball(version, variant)
     root = Path.rootname(tarball, ".tar.gz")
 
-    :global.trans({__MODULE__, self()}, fn ->
-      unless File.exists?(root) do
-        partial = root <> ".partial"
-        File.rm_rf!(partial)
-        :ok = :erl_tar.extract(tarball, [:compressed, cwd: String.to_charlist(partial)])
-        File.rename!(partial, root)
-      end
+    Fixture.once(root, fn ->
+      partial = root <> ".partial"
+      File.rm_rf!(partial)
+      :ok = :erl_tar.extract(tarball, [:compressed, cwd: String.to_charlist(partial)])
+      File.rename!(partial, root)
     end)
-
-    root
   end
 
   defp build(path, app, version, variant) do

@@ -4,6 +4,7 @@ defmodule BeamDeploy.Test.StoreWorker do
 
   alias BeamDeploy.Release
   alias BeamDeploy.Release.{Archive, Store}
+  alias BeamDeploy.Test.Wait
 
   @doc "Starts it, and answers the port and OS pid once it is at work."
   def start(dir, base_root, tarballs) do
@@ -24,7 +25,7 @@ defmodule BeamDeploy.Test.StoreWorker do
       {^port, {:data, {_eol, line}}} -> raise "the worker says: #{line}"
       {^port, {:exit_status, status}} -> raise "the worker ended with #{status}"
     after
-      30_000 -> raise "the worker does not start"
+      Wait.patience() -> raise "the worker does not start"
     end
   end
 
@@ -34,7 +35,7 @@ defmodule BeamDeploy.Test.StoreWorker do
     receive do
       {^port, {:exit_status, _status}} -> :ok
     after
-      10_000 -> raise "the worker does not end"
+      Wait.patience() -> raise "the worker does not end"
     end
   end
 

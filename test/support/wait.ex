@@ -2,10 +2,14 @@ defmodule BeamDeploy.Test.Wait do
   @moduledoc false
 
   @interval 10
+  @patience 180_000
 
-  @doc "Returns when the condition holds; fails the test when it does not within the time, saying what `otherwise` says."
+  @doc "How long, in milliseconds, to wait for what has to come: longer than the slowest machine takes."
+  def patience, do: @patience
+
+  @doc "Returns when the condition holds; fails the test when it does not, saying what `otherwise` says."
   def until(condition, options \\ []) do
-    deadline = System.monotonic_time(:millisecond) + Keyword.get(options, :timeout, 60_000)
+    deadline = System.monotonic_time(:millisecond) + @patience
 
     poll(
       condition,
@@ -13,6 +17,9 @@ defmodule BeamDeploy.Test.Wait do
       Keyword.get(options, :otherwise, fn -> "the condition does not come true" end)
     )
   end
+
+  @doc "What the task comes to."
+  def await(task), do: Task.await(task, @patience)
 
   defp poll(condition, deadline, otherwise) do
     cond do

@@ -53,7 +53,7 @@ defmodule BeamDeploy.BlueGreen.OutputTest do
         send(self(), {:protocol, GenServer.call(control, :bytes)})
         :ok = Output.finish_file(output)
         Port.command(port, "\n")
-        assert_receive {:DOWN, ^monitor, :process, _pid, {:shutdown, 3}}, 30_000
+        assert_receive {:DOWN, ^monitor, :process, _pid, {:shutdown, 3}}
         assert Output.tail(output) =~ "the end"
         :ok = GenServer.stop(output)
       end)

@@ -1,5 +1,6 @@
 defmodule BeamDeploy.HotUpgrade.CodePathTest do
-  use ExUnit.Case, async: true
+  # The code path is one for all tests.
+  use ExUnit.Case
 
   alias BeamDeploy.HotUpgrade.{CodePath, SysConfig}
 

@@ -191,7 +191,7 @@ defmodule BeamDeploy.HotUpgrade.MigrationTest do
     migration = prepare(for pid <- [one, busy], do: {pid, :server, Server})
 
     assert {:error, {:suspend_failed, [^busy]}, migration} =
-             Migration.suspend(migration, nobody(), 500)
+             Migration.suspend(migration, nobody(), 3_000)
 
     :ok = Migration.resume(migration)
     :ok = Migration.finish(migration)
