@@ -4,10 +4,12 @@ defmodule Example.Board do
   """
 
   def snapshot do
+    # In this order: where the deploy is over, what it asked BeamDeploy for is as well.
+    deploys = Example.Deployer.snapshot()
     info = BeamDeploy.info()
 
     %{
-      deploys: Example.Deployer.snapshot(),
+      deploys: deploys,
       probes: Example.Prober.snapshot(),
       parent: node(),
       active: info[:active_node],

@@ -237,6 +237,7 @@ try {
 
   await step("both tabs ask at once: one deploy, shown in both", async () => {
     const deploys = await one.page.locator("[data-test=history] li").count();
+    for (const tab of tabs) await tab.page.waitForSelector("[data-test=deploy-bravo]:enabled");
     const click = (tab, card) => tab.page.evaluate((c) => document.querySelector(`[data-test=deploy-${c}]`).click(), card);
     await Promise.all([click(one, "bravo"), click(two, "ship-it")]);
     for (const tab of tabs) await until(tab, "label", "^(Bravo|Ship it)$");
