@@ -21,12 +21,12 @@ defmodule BeamDeploy.Test.Fixture do
   def build_path(directory), do: Path.join([@root, "_build", directory])
 
   @doc """
-  The path, which `make` makes if it is not there: one thing at a time, since builds share directories. What is there is
-  not waited for.
+  The path, which `make` makes if it is not there: one thing of a fixture at a time, since its builds share directories.
+  What is there is not waited for.
   """
   def once(path, make) do
     unless File.exists?(path) do
-      :global.trans({__MODULE__, self()}, fn ->
+      :global.trans({{__MODULE__, Path.dirname(path)}, self()}, fn ->
         unless File.exists?(path), do: make.()
       end)
     end
