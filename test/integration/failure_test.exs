@@ -409,12 +409,7 @@ defmodule BeamDeploy.Integration.FailureTest do
     test "told to stop stops its peer first, and in order", %{tmp_dir: tmp_dir} do
       instance = start(tmp_dir)
       file = Path.join(tmp_dir, "answer")
-      slow = Task.async(fn -> Http.get(instance.port, "/hold?#{URI.encode(file)}") end)
-
-      Wait.until(fn ->
-        eval_in_peer!(instance, "DynamicSupervisor.count_children(Sample.Connections).active") >=
-          1
-      end)
+      slow = held_request(instance, file)
 
       signal(parent_os_pid(instance), "TERM")
       assert_logged(instance, "SIGTERM received")

@@ -44,7 +44,7 @@ defmodule BeamDeploy.Integration.StaticTest do
 
     # A request holds the old peer until the new one has been asked.
     hold = Path.join(tmp_dir, "hold")
-    held = Task.async(fn -> Http.get(instance.port, "/hold?" <> URI.encode(hold)) end)
+    held = held_request(instance, hold)
     upgrade = Task.async(fn -> upgrade(instance, tarball) end)
     Wait.until(fn -> log(instance) =~ "swap cutover version=0.2.0" end)
 

@@ -243,11 +243,7 @@ defmodule BeamDeploy.Integration.SwapTest do
     blue = :"#{instance.name}_blue@127.0.0.1"
     green = :"#{instance.name}_green@127.0.0.1"
     file = Path.join(tmp_dir, "answer")
-    slow = Task.async(fn -> Http.get(instance.port, "/hold?#{URI.encode(file)}") end)
-
-    Wait.until(fn ->
-      eval_in_peer!(instance, "DynamicSupervisor.count_children(Sample.Connections).active") >= 1
-    end)
+    slow = held_request(instance, file)
 
     upgrade = Task.async(fn -> upgrade(instance, tarball) end)
     Wait.until(fn -> version(instance) == "0.2.0" end)
@@ -283,12 +279,7 @@ defmodule BeamDeploy.Integration.SwapTest do
       tarball = SampleRelease.tarball("0.2.0")
       instance = start(directory, start_options: [drain_timeout: drain_timeout])
       file = Path.join(directory, "answer")
-      slow = Task.async(fn -> Http.get(instance.port, "/hold?#{URI.encode(file)}") end)
-
-      Wait.until(fn ->
-        eval_in_peer!(instance, "DynamicSupervisor.count_children(Sample.Connections).active") >=
-          1
-      end)
+      slow = held_request(instance, file)
 
       upgrade = Task.async(fn -> upgrade(instance, tarball) end)
       Wait.until(fn -> version(instance) == "0.2.0" end)

@@ -31,8 +31,6 @@ defmodule BeamDeploy.Integration.WaitingTest do
          do: output |> Code.eval_string() |> elem(0)
   end
 
-  defp answer(asked), do: Wait.await(asked)
-
   # Its first peer is held before it serves.
   defp held_first(context) do
     set_gate(context.tmp_dir, "hold")
@@ -68,7 +66,7 @@ defmodule BeamDeploy.Integration.WaitingTest do
                {:error, :upgrade_in_progress}
 
       set_gate(context.tmp_dir, "open")
-      assert {output, 0} = answer(asked)
+      assert {output, 0} = Wait.await(asked)
       assert output =~ "waiting for a peer of release 0.1.0 that is being booted"
       assert output =~ ~r/^:ok$/m
       assert version(instance) == "0.2.0"
@@ -101,7 +99,7 @@ defmodule BeamDeploy.Integration.WaitingTest do
       instance = held_first(context)
       asked = ask(instance, upgrade_to("0.2.0"))
       set_gate(context.tmp_dir, "crash 0.1.0")
-      assert {output, _status} = answer(asked)
+      assert {output, _status} = Wait.await(asked)
       assert output =~ ":peer_boot_failed"
       assert output =~ ":boot_failed"
       assert output =~ "this version does not start at the moment"
@@ -123,7 +121,7 @@ defmodule BeamDeploy.Integration.WaitingTest do
         killed_and_held(instance, tmp_dir)
         asked = ask(instance, expression)
         set_gate(tmp_dir, "open")
-        assert {output, 0} = answer(asked)
+        assert {output, 0} = Wait.await(asked)
         assert output =~ ~r/^:ok$/m
         assert eval_in_peer!(instance, "Sample.Label.value()") == "compiled for #{version}"
         assert eval!(instance, "BeamDeploy.current_vsn()") == version
@@ -143,7 +141,7 @@ defmodule BeamDeploy.Integration.WaitingTest do
       asked = ask(instance, upgrade_to("0.2.0"))
       set_gate(tmp_dir, "crash 0.1.0")
 
-      assert {output, 0} = answer(asked)
+      assert {output, 0} = Wait.await(asked)
       assert output =~ ~r/^:ok$/m
       assert {:ok, %{status: 200, body: "0.2.0"}} = Wait.await(client)
       assert eval!(instance, "BeamDeploy.current_vsn()") == "0.2.0"
@@ -166,7 +164,7 @@ defmodule BeamDeploy.Integration.WaitingTest do
       killed_and_held(instance, tmp_dir)
       asked = ask(instance, "BeamDeploy.upgrade(#{inspect(broken)})")
       set_gate(tmp_dir, "crash 0.1.0")
-      assert {output, _status} = answer(asked)
+      assert {output, _status} = Wait.await(asked)
       assert output =~ ":boot_failed"
       assert output =~ "this version cannot start"
       assert await_exit(instance) != 0
@@ -184,7 +182,7 @@ defmodule BeamDeploy.Integration.WaitingTest do
       tarball = inspect(SampleRelease.tarball("0.2.0"))
       asked = ask(instance, "BeamDeploy.hot_upgrade(#{tarball}, otp_app: :sample)")
       set_gate(tmp_dir, "crash 0.1.0")
-      assert {output, _status} = answer(asked)
+      assert {output, _status} = Wait.await(asked)
       assert output =~ ~s({:error, {:peer_boot_failed, {:peer_keeps_ending, "0.1.0"}}})
       assert await_exit(instance) != 0
     end
@@ -204,7 +202,7 @@ defmodule BeamDeploy.Integration.WaitingTest do
       instance = ending(tmp_dir)
       asked = ask(instance, upgrade_to("0.3.0"))
       set_gate(tmp_dir, "crash 0.2.0")
-      assert {output, 0} = answer(asked)
+      assert {output, 0} = Wait.await(asked)
       assert output =~ ~r/^:ok$/m
       assert eval!(instance, "BeamDeploy.current_vsn()") == "0.3.0"
 
@@ -219,7 +217,7 @@ defmodule BeamDeploy.Integration.WaitingTest do
       instance = ending(tmp_dir)
       asked = ask(instance, "BeamDeploy.rollback()")
       set_gate(tmp_dir, "crash 0.2.0")
-      assert {output, 0} = answer(asked)
+      assert {output, 0} = Wait.await(asked)
       assert output =~ ~r/^:ok$/m
       assert eval!(instance, "BeamDeploy.current_vsn()") == "0.1.0"
       assert [{:rollback, "0.1.0", :ok}, {:boot, "0.2.0", {:error, _}} | _] = history(instance)
@@ -230,7 +228,7 @@ defmodule BeamDeploy.Integration.WaitingTest do
       instance = ending(tmp_dir)
       asked = ask(instance, upgrade_to("0.3.0"))
       set_gate(tmp_dir, "open")
-      assert {_output, 0} = answer(asked)
+      assert {_output, 0} = Wait.await(asked)
       assert eval!(instance, "BeamDeploy.current_vsn()") == "0.3.0"
 
       set_gate(tmp_dir, "crash 0.3.0")

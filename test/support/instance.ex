@@ -180,6 +180,14 @@ defmodule BeamDeploy.Test.Instance do
     upgrade
   end
 
+  @doc "A request that the active peer has in flight, until the file is there."
+  def held_request(instance, file) do
+    request = Task.async(fn -> Http.get(instance.port, "/hold?#{URI.encode(file)}") end)
+    connections = "DynamicSupervisor.count_children(Sample.Connections).active"
+    Wait.until(fn -> eval_in_peer!(instance, connections) >= 1 end)
+    request
+  end
+
   def version(instance), do: get!(instance, "/version")
   def peer_os_pid(instance), do: instance |> get!("/os_pid") |> String.to_integer()
 

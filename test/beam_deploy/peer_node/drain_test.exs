@@ -11,14 +11,12 @@ defmodule BeamDeploy.PeerNode.DrainTest do
     :ok
   end
 
-  defp drain(timeout), do: Task.async(Drain, :drain, [timeout, [LineServer]])
-
   # As a rule without a time limit, so that whatever ends does so by itself.
-  defp result(task), do: Wait.await(task)
+  defp drain(timeout), do: Task.async(Drain, :drain, [timeout, [LineServer]])
   defp now, do: System.monotonic_time(:millisecond)
 
   test "there is nothing to wait for without connections" do
-    assert result(drain(:infinity)) == %{ended: 0, cut: 0}
+    assert Wait.await(drain(:infinity)) == %{ended: 0, cut: 0}
   end
 
   test "a connection in use gets an answer that announces its end, and ends after it" do
@@ -27,20 +25,20 @@ defmodule BeamDeploy.PeerNode.DrainTest do
     task = drain(:infinity)
     Wait.until(fn -> LineServer.ask(client, "0") == "close" end)
     assert {:error, :closed} = :gen_tcp.recv(client, 0, 10_000)
-    assert result(task) == %{ended: 1, cut: 0}
+    assert Wait.await(task) == %{ended: 1, cut: 0}
   end
 
   test "an idle connection is closed once nothing has come for a while, and time before the drain counts" do
     client = LineServer.connect()
     assert LineServer.ask(client, "0") == "keep"
     Wait.until(fn -> LineServer.idle_for() > 1_400 end)
-    assert result(drain(:infinity)) == %{ended: 1, cut: 0}
+    assert Wait.await(drain(:infinity)) == %{ended: 1, cut: 0}
     assert LineServer.looks() == 1
 
     client = LineServer.connect()
     asked = now()
     assert LineServer.ask(client, "0") == "keep"
-    assert result(drain(:infinity)) == %{ended: 1, cut: 0}
+    assert Wait.await(drain(:infinity)) == %{ended: 1, cut: 0}
     # The clock that the kernel has of a connection ticks every 10 ms at worst.
     assert now() - asked >= 1_250
     assert {:error, :closed} = :gen_tcp.recv(client, 0, 10_000)
@@ -51,7 +49,7 @@ defmodule BeamDeploy.PeerNode.DrainTest do
     for client <- clients, do: :ok = :gen_tcp.send(client, "600\n")
     Wait.until(fn -> LineServer.begun() == 20 end)
     started = now()
-    assert result(drain(:infinity)) == %{ended: 20, cut: 0}
+    assert Wait.await(drain(:infinity)) == %{ended: 20, cut: 0}
     # Each is answered as if nothing were, and may be used once more: it is idle from then on.
     assert now() - started < 20 * 600
     for client <- clients, do: assert({:ok, _answer} = :gen_tcp.recv(client, 0, 10_000))
@@ -64,7 +62,7 @@ defmodule BeamDeploy.PeerNode.DrainTest do
 
     log =
       ExUnit.CaptureLog.capture_log(fn ->
-        assert result(drain(300)) == %{ended: 0, cut: 1}
+        assert Wait.await(drain(300)) == %{ended: 0, cut: 1}
       end)
 
     assert log =~ "1 connections had not ended in time"
@@ -86,13 +84,13 @@ defmodule BeamDeploy.PeerNode.DrainTest do
       :ok = :gen_tcp.close(socket)
     end
 
-    assert result(task) == %{ended: 11, cut: 0}
+    assert Wait.await(task) == %{ended: 11, cut: 0}
   end
 
   test "a WebSocket whose client does not answer is closed all the same" do
     socket = LineServer.connect()
     assert LineServer.ask(socket, "upgrade") == "websocket"
-    assert result(drain(:infinity)) == %{ended: 1, cut: 0}
+    assert Wait.await(drain(:infinity)) == %{ended: 1, cut: 0}
   end
 
   describe "decisions" do
